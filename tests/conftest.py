@@ -1,0 +1,23 @@
+"""Shared by all tests: where real data lies, and settings that no user file can change."""
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get('MODDIST_TEST_DATA', ROOT.parent/'shared'/'data'))
+
+
+def real_data(name: str) -> Path:
+    "Folder of a real data set, or a skip that says why"
+    path = DATA/name
+    if not path.is_dir(): pytest.skip(f'real data not here: {name} (set MODDIST_TEST_DATA)')
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(tmp_path, monkeypatch):
+    "Built-in settings and throw-away folders for every test"
+    ini = tmp_path/'settings.ini'
+    ini.write_text(f'[moddist]\nembedded = {tmp_path}/embedded\nruns = {tmp_path}/runs\ndevice = cpu\n')
+    monkeypatch.setenv('MODDIST_SETTINGS', str(ini))
