@@ -28,6 +28,8 @@ from fastai.torch_core import TensorBase
 # %% ../nbs/00_core.ipynb #467c1340
 class ModdistError(Exception):
     "Something a person can mend: the message is one line with the value met, what was expected, and what to do"
+    def __init__(self, message:str=''): super().__init__(message); self.message = message
+    def __str__(self): return self.message # fastai rewrites `args` of errors raised inside callbacks; this line stays
 
 class DataError(ModdistError): "A file or a clip index that cannot be used as it is"
 class ProtocolError(ModdistError): "An evaluation protocol that is not defined for this data set"
