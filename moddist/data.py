@@ -118,9 +118,11 @@ def read_video(
     n, *_ = _probe_video(str(path), _mtime(path))
     index = range(n) if index is None else [int(i) for i in index]
     if len(index) == 0 or min(index) < 0 or max(index) >= n: raise DataError(f'{path}: frames {list(index)[:4]}... asked, expected indices in 0..{n-1}')
-    try: return _BACKENDS[backend or _default_backend()](path, index)
-    except DataError: raise
-    except Exception as e: raise DataError(f'{path}: cannot be decoded ({str(e).strip().splitlines()[0][:80]}); copy or record it again') from None
+    for name in [backend] if backend else dict.fromkeys([_default_backend(), 'av']):
+        try: return _BACKENDS[name](path, index)
+        except DataError: raise
+        except Exception as e: reason = str(e).strip().splitlines()[-1][:80]
+    raise DataError(f'{path}: cannot be decoded ({reason}); copy or record it again') from None
 
 def _mtime(path):
     "Modification time in ns, so that a file written anew is probed anew; 0 when there is none"

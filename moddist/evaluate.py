@@ -94,6 +94,7 @@ def test_loader(
 def evaluate_run(
     out:str|Path, # folder of a run
     df:pd.DataFrame, # the clip index the run was made with
+    groups:dict[str, Sequence]|None=None, # e.g. {'motion': [motion of class 0, ...]}: adds a column of `group_top1`
 )->list[dict]: # one row per step: name, step, test_input, top1, se, ece, n, params, seconds
     "Accuracy and calibration of every step of a run on the test split; `DataError` when there is no run"
     out = Path(out)
@@ -104,7 +105,7 @@ def evaluate_run(
         p = predict(load_model(file.parent/'model.safetensors'), test_loader(df, settings, r['test']))
         a, se = top1(p)
         rows.append(dict(name=r['name'], step=r['step'], test_input='+'.join(signal(s).key for s in r['test']), top1=round(a, 4), se=round(se, 4), ece=round(ece(p), 4),
-                         n=len(p), params=r['params'], seconds=r['seconds']))
+                         n=len(p), params=r['params'], seconds=r['seconds']) | {k: round(group_top1(p, g), 4) for k, g in (groups or {}).items()})
     return sorted(rows, key=lambda r: (r['step'] or 9, r['name']))
 test_loader.__test__ = False # not a test, whatever pytest thinks of its name
 

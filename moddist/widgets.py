@@ -165,6 +165,7 @@ def _make_ui(self:FeatureMapInspector)->tuple[dict, object, object]:
 # %% ../nbs/04a_widgets.ipynb #21d132a5
 def _deflate(a:np.ndarray)->str: return base64.b64encode(zlib.compress(np.ascontiguousarray(a).tobytes(), 9)).decode()
 def _inflate(s:str, shape:Sequence[int])->np.ndarray: return np.frombuffer(zlib.decompress(base64.b64decode(s)), np.uint8).reshape(shape)
+def _json(data)->str: return json.dumps(data, separators=(',', ':'), allow_nan=False)
 def _rounded(a, digits:int=3)->list:
     "Numbers for JSON: rounded, `nan` as null"
     return [_rounded(v, digits) for v in a] if np.ndim(a) else None if np.isnan(a) else round(float(a), digits)
@@ -231,8 +232,8 @@ def pack(
     pictures = [_pack_clip(c, near, far, int(budget / 5 / len(clips))) for c in clips]
     pool = dict.fromkeys(layers, 1)
     packed = {n: _pack_layer(clips, n, channels, 1) for n in layers}
-    size = lambda n: sum(len(json.dumps(p)) for p in packed[n][1])
-    while sum(map(size, layers)) + len(json.dumps(pictures)) > budget:
+    size = lambda n: sum(len(_json(p)) for p in packed[n])
+    while sum(map(size, layers)) + len(_json(pictures)) > budget:
         big = max(layers, key=lambda n: size(n) if min(packed[n][1][0]['shape'][2:]) > 3 else 0)
         if min(packed[big][1][0]['shape'][2:]) <= 3: raise ModelError(f'{len(clips)} clips with {channels} channels do not fit into {max_mb:g} MB: pass fewer clips, fewer channels, or a larger max_mb')
         pool[big] *= 2; packed[big] = _pack_layer(clips, big, channels, pool[big])
@@ -273,7 +274,7 @@ def inspector_page(
     "The inspector as one page that needs no kernel, no server and no network"
     data = pack(maps, channels, max_mb)
     parts = {'title': html.escape(title), 'note': html.escape(note), 'provenance': _provenance(data, provenance), 'table': _table_html(table),
-             'css': _static('inspector.css'), 'js': _static('inspector.js'), 'data': json.dumps(data, separators=(',', ':'), allow_nan=False).replace('<', '\\u003c')}
+             'css': _static('inspector.css'), 'js': _static('inspector.js'), 'data': _json(data).replace('<', '\\u003c')}
     return re.sub(r'\{\{(\w+)\}\}', lambda m: parts[m[1]], _static('inspector.html'))
 
 def inspector_html(

@@ -1,0 +1,126 @@
+"""The evidence for the embedded set: several training seeds on data sets that were not used while developing.
+
+    python bench/evidence.py --seeds 5 --data-seeds 101 102 --saturate 7.2          # about 13 minutes per seed and core
+    python bench/evidence.py --seeds 3 --data-seeds 103 --counter-example           # ten motions, no ball: where it is not expected to help
+
+Every run is resumable and lands in --runs; the summary (rows of every run, gates, paired differences) is written to bench/results/.
+"""
+import argparse
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CORE = ['rgb+depth', 'rgb+hallucination', 'rgb+rgb']  # with all they start from
+
+
+def settings(args, seed):
+    from moddist.recipes import Garcia2018
+    c = Garcia2018(seed=seed, saturate=args.saturate)
+    return replace(c, epochs=70) if args.counter_example else c
+
+
+def data(args, data_seed):
+    from moddist import synthetic
+    root = Path(args.runs)/f'data-{data_seed}{"-motions" if args.counter_example else ""}'
+    synthetic.make(root, seed=data_seed, objects=not args.counter_example, train=4 if args.counter_example else 8)
+    return root, synthetic.index(root)
+
+
+def one_run(args, data_seed, seed):
+    "Train and test one seed in this process, with one thread"
+    import torch
+    from moddist.core import write_json
+    from moddist.evaluate import evaluate_run, noise_curve
+    from moddist.recipes import run
+    torch.set_num_threads(1)
+    root, df = data(args, data_seed)
+    out = folder(args, data_seed, seed)
+    c = settings(args, seed)
+    run(df, out, c, only=args.only or None, data=dict(dataset='synthetic', root=str(root)))
+    names = df.drop_duplicates('label').sort_values('label')
+    groups = {} if args.counter_example else dict(motion=list(names.motion), colour=list(names.colour))
+    write_json(out/'test.json', dict(data_seed=data_seed, seed=seed, settings=asdict(c), rows=evaluate_run(out, df, groups),
+                                     noise=noise_curve(out, df, 'rgb+depth', (0., .3, 1., 3.))))
+
+
+def folder(args, data_seed, seed):
+    return Path(args.runs)/f'd{data_seed}{"m" if args.counter_example else ""}-s{seed}'
+
+
+def differences(runs, better, worse, group='top1'):
+    "Paired differences in points, over runs"
+    pairs = [(r['by'][better][group], r['by'][worse][group]) for r in runs if better in r['by'] and worse in r['by']]
+    return [round(100*(a - b), 2) for a, b in pairs]
+
+
+def summary(args):
+    "Collect all runs, per data set: mean and deviation of each row, paired differences, gates"
+    from moddist.core import read_json
+    from moddist.recipes import environment
+    result = dict(command=' '.join(['python', 'bench/evidence.py', *sys.argv[1:]]), protocol='cross-subject', environment=environment(), data_sets={})
+    for d in args.data_seeds:
+        runs = [read_json(f) for f in sorted(Path(args.runs).glob(f'd{d}{"m" if args.counter_example else ""}-s*/test.json'))]
+        if not runs: continue
+        for r in runs: r['by'] = {row['name']: row for row in r['rows']}
+        mean = lambda xs: dict(mean=round(statistics.mean(xs), 2), sd=round(statistics.stdev(xs), 2) if len(xs) > 1 else None, each=xs)
+        rows = {n: {k: mean([round(100*r['by'][n][k], 2) for r in runs if n in r['by']]) for k in ('top1', 'ece', 'motion', 'colour') if k in runs[0]['by'][n]} for n in runs[0]['by']}
+        noise = {row['sigma']: mean([round(100*n['top1'], 2) for r in runs for n in r['noise'] if n['sigma'] == row['sigma']]) for row in runs[0]['noise']}
+        pairs = [('rgb+hallucination', 'rgb+rgb'), ('rgb+hallucination', 'rgb-long'), ('rgb+hallucination', 'rgb+rgb-saturated'), ('rgb+depth', 'rgb+hallucination'), ('rgb+depth', 'rgb-long'), ('rgb+depth', 'depth')]
+        diffs = {f'{a} - {b}': dict(mean(v), wins=sum(x > 0 for x in v)) for a, b in pairs if (v := differences(runs, a, b))}
+        if not args.counter_example:
+            v = differences(runs, 'hallucination', 'rgb+rgb', 'motion')
+            diffs['motion: hallucination - rgb+rgb'] = dict(mean(v), wins=sum(x > 0 for x in v))
+            v = [round(100*(r['by']['rgb+hallucination']['top1'] - next(n['top1'] for n in r['noise'] if n['sigma'] == 1.)), 2) for r in runs]
+            diffs['rgb+hallucination - rgb+depth at noise 1'] = dict(mean(v), wins=sum(x > 0 for x in v))
+        result['data_sets'][d] = dict(seeds=[r['seed'] for r in runs], n_test=runs[0]['rows'][0]['n'], settings={**runs[0]['settings'], 'seed': 'varies'}, rows=rows, noise=noise, differences=diffs)
+        if not args.counter_example: result['data_sets'][d]['gates'] = gates(rows, diffs)
+    return result
+
+
+def gates(rows, diffs):
+    "The gates that were fixed before these data were made: value, bound, passed?"
+    def at_least(name, bound, wins=None):
+        d = diffs[name]
+        return dict(value=d['mean'], bound=bound, wins=d['wins'], wins_needed=wins, passed=d['mean'] >= bound and (wins is None or d['wins'] >= wins))
+    n = len(diffs['rgb+hallucination - rgb+rgb']['each'])
+    found = {'rgb+hallucination - rgb+rgb >= 3': at_least('rgb+hallucination - rgb+rgb', 3, n - 1),
+             'rgb+hallucination - rgb-long >= 6': at_least('rgb+hallucination - rgb-long', 6, n),
+             'rgb+depth - rgb+hallucination >= 5': at_least('rgb+depth - rgb+hallucination', 5, n),
+             'rgb+depth - best single >= 15': dict(value=(v := min(diffs['rgb+depth - rgb-long']['mean'], diffs['rgb+depth - depth']['mean'])), bound=15, passed=v >= 15),
+             'motion: hallucination - rgb+rgb >= 3': at_least('motion: hallucination - rgb+rgb', 3),
+             'rgb+hallucination above noisy rgb+depth': at_least('rgb+hallucination - rgb+depth at noise 1', 0, n),
+             'depth on colour within 40-60': dict(value=(v := rows['depth']['colour']['mean']), bound='40-60', passed=40 <= v <= 60),
+             'rgb on colour >= 90': dict(value=(v := rows['rgb']['colour']['mean']), bound=90, passed=v >= 90)}
+    if 'rgb+hallucination - rgb+rgb-saturated' in diffs: found['rgb+hallucination - saturated rgb+rgb >= 3'] = at_least('rgb+hallucination - rgb+rgb-saturated', 3, n - 1)
+    return found
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--seeds', type=int, default=5, help='training seeds 0, 1, ...')
+    p.add_argument('--data-seeds', type=int, nargs='+', default=[101, 102], help='seeds of the rendered data sets')
+    p.add_argument('--saturate', type=float, default=0., help='also train a pair of RGB baselines for this many E')
+    p.add_argument('--counter-example', action='store_true', help='ten motions without complementary classes')
+    p.add_argument('--only', nargs='*', default=[], help='steps of the recipe, default all')
+    p.add_argument('--runs', default='runs/evidence')
+    p.add_argument('--jobs', type=int, default=2, help='runs side by side, one thread each')
+    p.add_argument('--out', default=None, help='summary file')
+    p.add_argument('--one', type=int, nargs=2, metavar=('DATA_SEED', 'SEED'), help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.one: return one_run(args, *args.one)
+    for d in args.data_seeds: data(args, d)
+    todo = [(d, s) for d in args.data_seeds for s in range(args.seeds)]
+    call = [sys.executable, __file__, *sys.argv[1:]]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda t: subprocess.run([*call, '--one', *map(str, t)], check=True), todo))
+    from moddist.core import write_json
+    out = Path(args.out or HERE/'results'/('evidence-motions.json' if args.counter_example else 'evidence.json'))
+    write_json(out, summary(args))
+    print(f'wrote {out}')
+
+
+if __name__ == '__main__': main()
