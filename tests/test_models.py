@@ -301,7 +301,7 @@ def test_small_two_stream_against_a_second_writing(form):
         z, _ = reference_small(net.main.state_dict(), x, gates, form)
         ours = net.forward_streams(x, d)
         free = reference_small(net.main.state_dict(), x)[0]
-    assert diff(ours[0], z) < 1e-4*z.abs().max() and diff(ours[1], z_d) < 1e-4 and diff(free, z) > 1e-2
+    assert diff(ours[0], z) < 1e-4*z.abs().max() and diff(ours[1], z_d) < 1e-4 and diff(free, z) > 1e-3
 
 
 @settings(max_examples=10, deadline=None)
@@ -496,7 +496,7 @@ def test_graphs_end_with_the_block(small):
     with capture(small, 'unit2', detach=False) as seen:
         small(clips(1, 3, 2, 48, 48))
         assert seen.maps['unit2'].requires_grad
-        graph = weakref.ref(seen.maps['unit2'].grad_fn)
+        graph = weakref.ref(seen.maps['unit2']) # the tensor that holds the graph
         assert graph() is not None
     assert graph() is None and not seen.maps['unit2'].requires_grad
 
@@ -637,7 +637,7 @@ def test_wrong_backbone_files(tmp_path):
     (lambda: ResNetStream('resnet18', 3, 'zero'), 'identity'),
     (lambda: ResNetStream('vgg16', 3), 'resnet50'),
     (lambda: TwoStream(SmallStream(3), SmallStream(3), 'sum'), 'product'),
-    (lambda: SmallStream(3).forward_maps(torch.zeros(1, 3, 2, 32, 32), [torch.zeros(1)]*3, 'sum'), 'unknown connection'),
+    (lambda: SmallStream(3).forward_maps(torch.zeros(1, 3, 2, 32, 32), [torch.zeros(1, 8, 2, 16, 16)]*3, 'sum'), 'unknown connection'),
     (lambda: TwoStream(SmallStream(3), SmallStream(4)), '3 classes'),
     (lambda: TwoStream(SmallStream(3), ResNetStream('resnet18', 3)), 'none'),
     (lambda: TwoStream(SmallStream(3), SmallStream(3))(torch.zeros(1, 3, 2, 32, 32), torch.zeros(1, 3, 2, 48, 48)), '48, 48'),
@@ -679,8 +679,10 @@ def test_mixed_precision(make):
     with torch.no_grad(): assert diff(low.float(), model(x)) < .1
 
 
-@pytest.mark.parametrize('make', [lambda: SmallStream(4), lambda: TwoStream(SmallStream(4), SmallStream(4)), lambda: ResNetStream('resnet18', 4)])
-def test_exports_with_any_batch_size(make):
-    model, x = make().eval(), clips(2, 3, 4, 32, 32)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=64)},) + ((None,) if isinstance(model, TwoStream) else ()) if False else None)
-    with torch.no_grad(): assert diff(program.module()(x), model(x)) < 1e-5
+@pytest.mark.parametrize('make, inputs', [(lambda: SmallStream(4), 1), (lambda: TwoStream(SmallStream(4), SmallStream(4)), 1),
+                                          (lambda: TwoStream(SmallStream(4), SmallStream(4)), 2), (lambda: ResNetStream('resnet18', 4), 1)])
+def test_exports_with_any_batch_size(make, inputs):
+    model = make().eval()
+    program = torch.export.export(model, tuple(clips(2, 3, 4, 32, 32) for _ in range(inputs)), dynamic_shapes=tuple({0: torch.export.Dim.DYNAMIC} for _ in range(inputs)))
+    xs = [clips(5, 3, 4, 32, 32, seed=i) for i in range(inputs)]
+    with torch.no_grad(): assert diff(program.module()(*xs), model(*xs)) < 1e-5

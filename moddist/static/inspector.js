@@ -6,13 +6,14 @@ const $ = id => document.getElementById(id);
 const el = (tag, text = '') => Object.assign(document.createElement(tag), {textContent: text});
 const bytes = s => Uint8Array.from(atob(s), c => c.charCodeAt(0));
 const num = (x, d = 2) => x === null || x === undefined || Number.isNaN(x) ? '–' : x.toFixed(d).replace('-', '−');
+const capital = s => s.charAt(0).toUpperCase() + s.slice(1);
 const sig = x => x === 0 ? '0' : String(Number(x.toPrecision(3))).replace('-', '−');
 const lut = Object.fromEntries(Object.entries(D.luts).map(([k, v]) => [k, bytes(v)]));
 const panes = Object.fromEntries([...document.querySelectorAll('.pane')].map(p => [p.dataset.pane,
   {box: p, view: p.querySelector('.view'), canvas: p.querySelector('canvas'), mark: p.querySelector('i'), name: p.querySelector('.name'), value: p.querySelector('output')}]));
 
 // What is shown. `channel` is a position in the packed channels: 0 is the mean over channels.
-const state = {clip: 0, frame: 0, layer: D.layers.length - 1, channel: 0, order: 'energy', per: 'channel', hover: null, pinned: null};
+const state = {clip: 0, frame: Math.floor(D.clips[0].T / 2), layer: D.layers.length - 1, channel: 0, order: 'energy', per: 'channel', hover: null, pinned: null};
 const clip = () => D.clips[state.clip];
 const layer = () => D.layers[state.layer];
 const stats = () => clip().maps[state.layer];
@@ -129,7 +130,7 @@ function drawChart() {
   const lines = pinned ? [through(0), through(1)] : [m.cosine[state.channel], m.correlation[state.channel]];
   const all = lines.flat().filter(v => v !== null);
   const lo = pinned ? Math.min(limits(state.channel)[0], ...all) : Math.min(0, ...all) < 0 ? -1 : 0, hi = pinned ? Math.max(limits(state.channel)[1], ...all) : 1;
-  const W = $('chart').clientWidth || 400, H = 190, left = 40, right = 8, top = 8, low = 24;
+  const W = $('chart').clientWidth || 400, H = $('chart').clientHeight || 236, left = 40, right = 8, top = 8, low = 24;
   const x = t => left + (W - left - right) * (T > 1 ? t / (T - 1) : .5), y = v => top + (H - top - low) * (1 - (v - lo) / (hi - lo));
   const ticks = [lo, (lo + hi) / 2, hi];
   $('chart').innerHTML = `<svg viewBox="0 0 ${W} ${H}" role="img" aria-label="${pinned ? 'activation at the chosen place' : 'cosine and correlation'} in every frame">`
@@ -232,7 +233,7 @@ function start() {
   if (D.message) complain(D.message);
   $('clip').append(...D.clips.map((c, i) => Object.assign(el('option', c.action ? `${c.action}   (${c.id})` : c.id), {value: i})));
   $('layer').append(...D.layers.map((l, i) => Object.assign(el('option', `${l.name}   (${l.total} channels)`), {value: i})));
-  for (const [key, name] of Object.entries({rgb: D.student, depth: D.teacher, real: `Real ${D.teacher} features`, hall: `Hallucinated from ${D.student}`, diff: 'Hallucinated − real'})) { panes[key].name.textContent = name; panes[key].name.title = name; }
+  for (const [key, name] of Object.entries({rgb: capital(D.student), depth: capital(D.teacher), real: `Real ${D.teacher} features`, hall: `Hallucinated from ${D.student}`, diff: 'Hallucinated − real'})) { panes[key].name.textContent = name; panes[key].name.title = name; }
   for (const id of ['clip', 'layer', 'channel']) $(id).onchange = e => go({[id]: Number(e.target.value)});
   for (const id of ['order', 'per']) $(id).onchange = e => go({[id]: e.target.value});
   $('frame').oninput = e => go({frame: Number(e.target.value)});
