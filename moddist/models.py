@@ -21,13 +21,14 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from .core import ClipTensor, ModelError, atomic
 
-# %% ../nbs/02_models.ipynb #f78a8dc7
+# %% ../nbs/02_models.ipynb #d7dfbe04
 def fold(
     x:Tensor, # [B, C, T, H, W]
 )->Tensor: # [B*T, C, H, W], the frames of a clip together and in order
     "Time into the batch, clip-major; a view when `x` came from `unfold`"
     return x.transpose(1, 2).flatten(0, 1)
 
+# %% ../nbs/02_models.ipynb #f78a8dc7
 def unfold(
     h:Tensor, # [B*T, C, H, W], clip-major
     T:int, # frames per clip
@@ -82,13 +83,14 @@ class TemporalConv(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: return self.act(self.norm(self.conv(x))) # [B, C, T, h, w] -> the same shape
 
-# %% ../nbs/02_models.ipynb #47214f01
+# %% ../nbs/02_models.ipynb #74c949a9
 CONNECTIONS = {
     'residual': lambda x, u, d: x + u*d, # the released code of garcia2018
     'plain': lambda x, u, d: u*d, # its ancestor, Feichtenhofer et al. 2017
     'product': lambda x, u, d: x*d, # the small stream
     'none': lambda x, u, d: x} # streams that meet at the logits only
 
+# %% ../nbs/02_models.ipynb #47214f01
 def gated(
     x:Tensor, # map at the entry of a unit, after its ReLU
     u:Tensor, # the same map before the ReLU
@@ -115,6 +117,7 @@ class Tap(nn.Module):
 
     def extra_repr(self): return f'{self.name}, channels={self.channels}, t_stride={self.t_stride}, s_stride={self.s_stride}'
 
+# %% ../nbs/02_models.ipynb #884de7f6
 def taps(
     model:nn.Module, # a stream, a two-stream net, or anything that contains streams
 )->dict[str, Tap]: # in order of the forward pass: 'layer4', or 'main.layer4' inside a `TwoStream`
@@ -150,6 +153,7 @@ def _frames(x:Tensor)->Tensor:
         raise ModelError(f'a stream reads float clips [B, 3, T, H, W], got {str(x.dtype)[6:]} {list(x.shape)}: encode raw clips first, as moddist.data.ClipInputs does')
     return fold(x.contiguous(memory_format=torch.channels_last_3d))
 
+# %% ../nbs/02_models.ipynb #5dff2a24
 def _channels_last(model:nn.Module):
     for m in model.modules():
         if isinstance(m, nn.Conv2d): m.to(memory_format=torch.channels_last)
@@ -228,6 +232,7 @@ class SmallStream(Stream):
             x = fold(tap(unfold(F.relu(u), T)))
         return unfold(x, T), own
 
+# %% ../nbs/02_models.ipynb #1b3a2d4e
 def count_params(
     model:nn.Module,
 )->int: # numbers that training may change
@@ -241,6 +246,7 @@ def _resnet(arch:str)->nn.Module:
     if arch not in ('resnet18', 'resnet50'): raise ModelError(f'unknown arch {arch!r}: expected resnet18 or resnet50')
     return getattr(models, arch)(weights=None)
 
+# %% ../nbs/02_models.ipynb #e98d2616
 def _unit(block:nn.Module, x:Tensor, r:Tensor, T:int)->Tensor:
     "A torchvision unit before its last ReLU: x feeds the shortcut, r the residual branch [B*T, c, h, w]"
     deep = hasattr(block, 'conv3') # bottleneck?
@@ -262,6 +268,7 @@ def _read_weights(arch:str, weights:str|Path)->dict[str, Tensor]:
         return load_file(weights) if str(weights).endswith('.safetensors') else torch.load(weights, map_location='cpu', weights_only=True)
     except Exception as e: raise ModelError(f'{weights}: cannot be read as weights of {arch} ({(str(e) or type(e).__name__).splitlines()[0][:100]})') from e
 
+# %% ../nbs/02_models.ipynb #6670d7b5
 def _load_backbone(model:nn.Module, state:dict, source:str|Path):
     "Fill everything but the logits layer and the temporal convolutions; `ModelError` names the source and the first wrong tensor"
     own = {k: v.shape for k, v in model.state_dict().items() if not (k.startswith('fc.') or '.temporal.' in k or k.endswith('num_batches_tracked'))}
@@ -362,6 +369,7 @@ def _model_classes()->dict[str, type]:
         known |= {c.__name__: c for c in subclasses}
     return known
 
+# %% ../nbs/02_models.ipynb #3acf7efe
 def build(
     hparams:dict, # as in `model.hparams`
 )->nn.Module: # the same architecture with fresh weights
@@ -385,6 +393,7 @@ def save_model(
     with atomic(path) as tmp: save_file(state, tmp, metadata={'moddist': json.dumps(model.hparams)})
     return Path(path)
 
+# %% ../nbs/02_models.ipynb #221038c3
 def _read_model(path:str|Path)->tuple[dict, dict[str, Tensor]]:
     "Description and tensors of a file of `save_model`"
     from safetensors import SafetensorError, safe_open

@@ -10,15 +10,12 @@ __all__ = ['results', 'run_maps', 'write_inspector', 'write_report']
 # %% ../nbs/05a_report.ipynb #7b1f20a8
 from collections.abc import Sequence
 from pathlib import Path
-import numpy as np
 import pandas as pd
-from torch import Tensor
-from .core import DataError, progress, read_json, signal, write_json
-from .data import ClipSampler, load_clip
-from .evaluate import evaluate_run, noise_curve, test_loader
+from .core import DataError, read_json, signal, write_json
+from .evaluate import evaluate_run, noise_curve
 from .models import load_model
-from .recipes import environment, open_index
-from .viz import FeatureMaps, compute_maps
+from .recipes import Garcia2018, environment, loaders, open_index
+from .viz import FeatureMaps, clip_maps
 from .widgets import inspector_html
 
 # %% ../nbs/05a_report.ipynb #9a241559
@@ -62,29 +59,15 @@ def run_maps(
     real = load_model(out/both/'model.safetensors').inject if c['teacher_step'] == 2 else load_model(out/teacher.key/'model.safetensors')
     hallucination = load_model(out/'hallucination'/'model.safetensors')
     test = _one_per_class(df[df.split == 'test'], n_clips)
-    xs = [b for b in _single(test_loader(pd.concat([df[df.split.isin(['train', 'valid'])], test]), c, (c['student'], c['teacher'])))]
+    dls = loaders(Garcia2018(**c), df, (c['student'], c['teacher']))
     classes = [str(a) for a in df.drop_duplicates('label').sort_values('label').action]
-    sampler = ClipSampler(c['clip_len'], size=c['size'], crop=c['crop'], reference=student.key)
-    return [compute_maps(real, hallucination, x_t, x_s, rgb=_picture(row, student, sampler), depth=_picture(row, teacher, sampler), clip_id=row['clip_id'], action=str(row['action']), layers=layers,
-                         classes=classes, student_title=student.key, teacher_title=teacher.key, unit='mm' if teacher.modality.key == 'depth' else '')
-            for row, (x_s, x_t) in zip(progress(test.to_dict('records'), 'feature maps', unit='clip'), xs)]
+    return clip_maps(dls, test, real, hallucination, layers=layers, classes=classes)
 
-# %% ../nbs/05a_report.ipynb #949a0747
 def _one_per_class(test, n):
     "n test clips, going round the classes"
     if not len(test): raise DataError('the index has no test clips to look at')
     turn = test.groupby('label').cumcount()
     return test.assign(_turn=turn).sort_values(['_turn', 'label'], kind='stable').drop(columns='_turn').head(n)
-
-def _single(dl):
-    "Inputs of one clip after the other"
-    for *xs, _ in dl:
-        for i in range(len(xs[0])): yield tuple(x[i:i + 1] for x in xs)
-
-def _picture(row, s, sampler):
-    "The frames of a signal as a person sees them, aligned with the network's input"
-    x = load_clip(row, s, sampler).as_subclass(Tensor).permute(1, 2, 3, 0).numpy()
-    return np.ascontiguousarray(x if s.modality.channels == 3 else x[..., 0].astype(np.float32))
 
 # %% ../nbs/05a_report.ipynb #f5ebc6ea
 def write_inspector(

@@ -55,7 +55,11 @@ def albedo(
     return first + mix[:, None]*(second - first)
 
 # %% ../nbs/01a_synthetic.ipynb #ed2b143f
-def plain(colour)->Pattern: return Pattern(tuple(colour), tuple(colour))
+def plain(
+    colour, # red, green, blue, 0..1
+)->Pattern:
+    "One colour everywhere"
+    return Pattern(tuple(colour), tuple(colour))
 
 def pattern(
     g:np.random.Generator, # where the numbers come from

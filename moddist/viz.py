@@ -312,47 +312,64 @@ def png(image:np.ndarray, kind:str='png', **kw)->str:
     return f'data:image/{kind};base64,' + base64.b64encode(buf.getvalue()).decode()
 
 # %% ../nbs/04_viz.ipynb #9518063b
-_INK, _PAPER = '#1d2433', '#ffffff'
+_BAR = dict(orientation='h', xanchor='center', y=-.02, yanchor='top', thickness=9, outlinewidth=0, tickfont=dict(size=10), ticklen=2)
+_W, _GAP = .186, .0175 # width of a pane and of the gap between two, in shares of the figure
 
-def _bar(lo_x:float, hi_x:float, title:str)->dict:
-    "A horizontal colour bar under the panes"
-    return dict(orientation='h', x=(lo_x + hi_x)/2, xanchor='center', y=-.04, yanchor='top', len=hi_x - lo_x, thickness=10, nticks=5, outlinewidth=0,
-                title=dict(text=title, side='bottom', font=dict(size=11)), tickfont=dict(size=10))
+def _bar(first:int, last:int)->dict:
+    "A horizontal colour bar under panes `first` to `last` (0-based)"
+    lo, hi = first*(_W + _GAP), last*(_W + _GAP) + _W
+    return dict(_BAR, x=(lo + hi)/2, len=hi - lo + .012, title=dict(side='bottom', font=dict(size=11)))
 
+def _ticks(lo:float, hi:float, n:int, text:str)->dict:
+    "Limits, ticks and title of a colour axis: the two ends are always written"
+    at = np.linspace(lo, hi, n)
+    return dict(cmin=lo, cmax=hi, colorbar=dict(tickvals=at, ticktext=[(f'{v:.0f}' if abs(v) >= 100 else f'{v:.3g}').replace('-', '\N{MINUS SIGN}') for v in at], title=dict(text=text)))
+
+def _axes(fig):
+    "Five panes in a row that zoom together, in pixels of the RGB frame"
+    for i in range(1, 6):
+        own = dict(showticklabels=False, showgrid=False, zeroline=False, ticks='')
+        x, y = (dict(), dict(autorange='reversed', scaleanchor='x')) if i == 1 else (dict(matches='x'), dict(matches='y'))
+        left = (i - 1)*(_W + _GAP)
+        fig.layout[f'xaxis{i}'] = dict(own, anchor=f'y{i}', domain=[left, left + _W], constrain='domain', **x)
+        fig.layout[f'yaxis{i}'] = dict(own, anchor=f'x{i}', domain=[0, 1], constrain='domain', constraintoward='top', **y)
+
+# %% ../nbs/04_viz.ipynb #7a6d1953
 def _blank(maps:FeatureMaps):
-    "Five empty linked panes with their colour bars"
+    "Five empty linked panes with their titles and colour bars"
     import plotly.graph_objects as go
-    w, gap = .186, .0175
-    left = [i*(w + gap) for i in range(5)]
-    heat = lambda i, axis, unit: go.Heatmap(xaxis=f'x{i}', yaxis=f'y{i}', coloraxis=axis, hoverongaps=False, hovertemplate='%{z:.3~f} ' + unit + '<br>x %{x:.0f}, y %{y:.0f}<extra></extra>')
-    picture = lambda i: go.Image(xaxis=f'x{i}', yaxis=f'y{i}', hovertemplate='%{color}<br>x %{x}, y %{y}<extra></extra>')
-    scalar = maps.depth.ndim == 3
-    fig = go.Figure([picture(1), heat(2, 'coloraxis', maps.unit) if scalar else picture(2), *(heat(i, a, '') for i, a in ((3, 'coloraxis2'), (4, 'coloraxis2'), (5, 'coloraxis3')))])
-    for i, x in enumerate(left, 1):
-        axis = dict(showticklabels=False, showgrid=False, zeroline=False, ticks='', **({} if i == 1 else dict(matches='x')))
-        fig.layout[f'xaxis{i}'] = dict(axis, domain=[x, x + w], anchor=f'y{i}')
-        fig.layout[f'yaxis{i}'] = dict(axis, domain=[0, 1], anchor=f'x{i}', autorange='reversed' if i == 1 else None, scaleanchor='x' if i == 1 else None, constrain='domain') | ({} if i == 1 else dict(matches='y'))
-    fig.layout.annotations = [dict(text=t, x=x + w/2, y=1.01, xref='paper', yref='paper', xanchor='center', yanchor='bottom', showarrow=False, font=dict(size=12.5)) for t, x in zip(
-        (maps.student_title, maps.teacher_title, f'real {maps.teacher_title} features', f'hallucinated from {maps.student_title}', 'hallucinated \N{MINUS SIGN} real'), left)]
-    near, far = depth_range(maps) if scalar else (0, 1)
-    fig.layout.coloraxis = dict(colorscale=_colorscale(COLOURS['depth']), cmin=near, cmax=far, showscale=scalar, colorbar=_bar(left[1], left[1] + w, maps.unit))
-    fig.layout.coloraxis2 = dict(colorscale=_colorscale(COLOURS['feature']), colorbar=_bar(left[2], left[3] + w, 'activation'))
-    fig.layout.coloraxis3 = dict(colorscale=_colorscale(COLOURS['diff']), colorbar=_bar(left[4], left[4] + w, 'difference'))
-    fig.layout.update(height=380, margin=dict(l=8, r=8, t=96, b=70), paper_bgcolor=_PAPER, plot_bgcolor=NO_READING, font=dict(color=_INK, size=12), showlegend=False, dragmode='zoom', title=dict(x=0, xref='paper', y=.97, yanchor='top', font=dict(size=15)))
+    scalar, (H, W) = maps.depth.ndim == 3, maps.rgb.shape[1:3]
+    heat = lambda i, axis, unit='': go.Heatmap(xaxis=f'x{i}', yaxis=f'y{i}', coloraxis=axis, hoverongaps=False, hovertemplate=f'%{{z:.4~g}} {unit}<br>x %{{x:.0f}}, y %{{y:.0f}}<extra></extra>')
+    photo = lambda i: go.Image(xaxis=f'x{i}', yaxis=f'y{i}', hovertemplate='%{color}<br>x %{x}, y %{y}<extra></extra>')
+    fig = go.Figure([photo(1), heat(2, 'coloraxis', maps.unit) if scalar else photo(2), heat(3, 'coloraxis2'), heat(4, 'coloraxis2'), heat(5, 'coloraxis3')])
+    _axes(fig)
+    names = maps.student_title, maps.teacher_title, f'real {maps.teacher_title} features', f'hallucinated from {maps.student_title}', 'hallucinated \N{MINUS SIGN} real'
+    fig.layout.annotations = [dict(text=t[:1].upper() + t[1:], x=i*(_W + _GAP), y=1.01, xref='paper', yref='paper', xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=12)) for i, t in enumerate(names)]
+    for axis, key, panes in (('coloraxis', 'depth', (1, 1)), ('coloraxis2', 'feature', (2, 3)), ('coloraxis3', 'diff', (4, 4))):
+        fig.layout[axis] = dict(colorscale=_colorscale(COLOURS[key]), showscale=scalar or key != 'depth', colorbar=_bar(*panes))
+    if scalar: fig.layout.coloraxis.update(_ticks(*depth_range(maps), 3, f'{maps.unit} (grey: no reading)'))
+    fig.layout.update(height=round(np.clip(180*H/W, 110, 260)) + 142, autosize=True, margin=dict(l=8, r=14, t=80, b=62), paper_bgcolor='white', plot_bgcolor=NO_READING, font=dict(color='#1d2433', size=12), showlegend=False,
+                      title=dict(x=0, xref='paper', y=1, yanchor='top', pad=dict(t=12), font=dict(size=15)))
     return fig
 
 # %% ../nbs/04_viz.ipynb #b5d62ed7
-def _heading(maps:FeatureMaps, v:View, frame:int, layer:str, channel:int, s:Scale)->str:
-    "Two lines: what is seen, and what the colours and numbers mean"
+def _heading(maps:FeatureMaps, v:View, frame:int, layer:str, channel:int)->str:
+    "Two lines: the clip, and the map with its agreement"
     from html import escape
-    what = ' · '.join(escape(t) for t in (maps.clip_id, maps.action, maps.prediction) if t)
-    return (f'<b>{what}</b><br><span style="font-size:12px">{escape(layer)}, {_name(channel)}, frame {frame} of {len(maps)} (0-based)   cosine <b>{_num(v.cosine)}</b>   correlation <b>{_num(v.correlation)}</b>'
-            f'   colours {s.lo:.3g} to {s.hi:.3g}, difference ±{s.diff:.3g}, over {s.over}</span>')
+    what = ' · '.join(escape(t) for t in (maps.action or maps.clip_id, maps.clip_id if maps.action else '', maps.prediction) if t)
+    return (f'<b>{what}</b><br><span style="font-size:12px">{escape(layer)}, {_name(channel)}, frame {frame} of 0 to {len(maps)-1}:'
+            f'   cosine <b>{_num(v.cosine)}</b>   correlation <b>{_num(v.correlation)}</b></span>')
 
 def _place(trace, z:np.ndarray, shape:tuple):
     "Put a map into the pixel coordinates of the RGB frame, so that all panes share axes"
     (h, w), (H, W) = z.shape, shape
     trace.update(z=z, dx=W/w, dy=H/h, x0=W/w/2 - .5, y0=H/h/2 - .5)
+
+def _holes(z:np.ndarray)->np.ndarray:
+    "Depth for the browser: at most 128 px wide or high (nearest neighbour), None where there is no reading"
+    k = -(-max(z.shape) // 128)
+    z = z[::k, ::k].astype(np.float64).round(3)
+    return np.where(np.isnan(z), None, z.astype(object))
 
 # %% ../nbs/04_viz.ipynb #081dc6e6
 def bind(
@@ -368,11 +385,11 @@ def bind(
     with fig.batch_update():
         fig.data[0].source = png(v.rgb)
         if v.depth.ndim == 3: fig.data[1].update(source=png(v.depth), dx=shape[1]/v.depth.shape[1], dy=shape[0]/v.depth.shape[0])
-        else: _place(fig.data[1], v.depth, shape)
+        else: _place(fig.data[1], _holes(v.depth), shape)
         for trace, z in zip(fig.data[2:], (v.real, v.hallucinated, v.diff)): _place(trace, z, shape)
-        fig.layout.coloraxis2.update(cmin=limits.lo, cmax=limits.hi)
-        fig.layout.coloraxis3.update(cmin=-limits.diff, cmax=limits.diff)
-        fig.layout.title.text = _heading(maps, v, frame, layer, channel, limits)
+        fig.layout.coloraxis2.update(_ticks(limits.lo, limits.hi, 5, f'activation, {layer}: one scale over {limits.over}'))
+        fig.layout.coloraxis3.update(_ticks(-limits.diff, limits.diff, 3, 'blue: too little, red: too much'))
+        fig.layout.title.text = _heading(maps, v, frame, layer, channel)
     return v
 
 def figure(
