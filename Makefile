@@ -7,7 +7,7 @@ OUT    ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
-.PHONY: demo test notebooks clean
+.PHONY: demo test readme clean
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=$${DEMO_THREADS:-2} $(BIN)/moddist demo --out $(OUT)
 
@@ -15,8 +15,11 @@ test: $(VENV)/.installed-dev
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
 	$(BIN)/python tests/in_sync.py
-	$(BIN)/nbdev-test --n-workers 2 --timing
+	MODDIST_FAST=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest tests
+
+readme:
+	$(BIN)/python tests/readme.py > README.md
 
 # a stamp per kind of install: made anew when pyproject.toml changes
 $(VENV)/bin/python:

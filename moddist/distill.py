@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
+from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.metrics import accuracy
@@ -25,7 +24,7 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
 from .core import ModelError
 from .losses import cross_entropy, hallucination_loss, kd_loss, soft_cross_entropy
-from .models import TwoStream, capture, taps
+from .models import capture
 
 # %% ../nbs/03_distill.ipynb #ec5fa2d9
 def learner(
@@ -120,8 +119,8 @@ class _TermMetric(Metric):
 
 # %% ../nbs/03_distill.ipynb #f967c9b9
 class DistillCallback(Callback):
-    "Add distillation terms to the loss: `hard * loss + sum(weight * term)`; runs in validation too; events before_fit to after_fit"
-    order = MixedPrecision.order + 1
+    "Add distillation terms: `hard * loss + sum(weight * term)`, in validation too; events before_fit, before_batch, after_pred, after_loss, after_fit"
+    order = GradientAccumulation.order - 1
 
     def __init__(self,
         teacher:nn.Module, # a `Teacher`
@@ -152,12 +151,14 @@ class DistillCallback(Callback):
     def _watch(self, model, wanted, detach=True):
         "A function that gives the wanted maps of the last forward, as long as the fit lasts"
         kept = self._open.enter_context(capture(model, list(wanted.values()), detach=detach)).maps
-        return lambda: {n: kept[full] for n, full in wanted.items()}
+        return lambda: {n: kept[full].float() for n, full in wanted.items()}
 
     def before_batch(self):
         x = dict(zip([s.key for s in self.dl.signals], self.learn.xb))
-        self.learn.xb = tuple(x[k] for k in self.student)
-        if self.live: self._taught = Outputs(self.teacher(*[x[k] for k in self.inputs]).float(), self._t_maps())
+        self.learn.xb, self._privileged = tuple(x[k] for k in self.student), [x[k] for k in self.inputs]
+
+    def after_pred(self):
+        if self.live: self._taught = Outputs(self.teacher(*self._privileged).float(), self._t_maps())
 
     def after_loss(self):
         if not self.live: return

@@ -110,7 +110,7 @@ def _ensemble_student(c, m, dls, tau=3.):
                          hard=0., student=(_key(c.student),), inputs=(_key(c.student), _key(c.teacher)))
     return _learner(c, dls, _stream(c, dls), cbs=[cb])
 
-def _key(spec): return signal(spec).key
+def _key(spec): return str(spec).partition(':')[0]
 def _both(c): return f'{_key(c.student)}+{_key(c.teacher)}'
 
 # %% ../nbs/03a_recipes.ipynb #7ba5afce

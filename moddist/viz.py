@@ -318,7 +318,7 @@ _W, _GAP = .186, .0175 # width of a pane and of the gap between two, in shares o
 def _bar(first:int, last:int)->dict:
     "A horizontal colour bar under panes `first` to `last` (0-based)"
     lo, hi = first*(_W + _GAP), last*(_W + _GAP) + _W
-    return dict(_BAR, x=(lo + hi)/2, len=hi - lo + .012, title=dict(side='bottom', font=dict(size=11)))
+    return dict(_BAR, x=(lo + hi)/2, len=hi - lo - .012, title=dict(side='bottom', font=dict(size=11)))
 
 def _ticks(lo:float, hi:float, n:int, text:str)->dict:
     "Limits, ticks and title of a colour axis: the two ends are always written"

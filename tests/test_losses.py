@@ -70,6 +70,16 @@ def test_golden_step3():
     assert list(terms) == ['total', 'ce', 'soft', 'hall']
 
 
+def test_weights_of_step3():
+    "Unequal weights: the golden numbers above cannot tell lambda from 1 - lambda, both being one half"
+    a = torch.rand(2, 2, 3, 2, 2, 2, dtype=torch.float64)
+    terms = step3_loss(S, T, Y, a[0], a[1], tau=3, imitation=.2, balance=.9, scale=7, reduction='mean')
+    close(terms['soft'], soft_cross_entropy(S, T, 3))
+    close(terms['hall'], hallucination_loss(a[0], a[1], 'mean'))
+    close(terms['total'], .9*(.8*terms['ce'] + .2*terms['soft']) + .1*7*terms['hall'])
+    close(generalized_distillation(S, T, Y, 3, .2), .8*terms['ce'] + .2*terms['soft'])
+
+
 @pytest.mark.golden(17)
 def test_clip_logits_are_a_mean_of_logits():
     "The same decision through the loss: class 1 is the cheaper label for the mean of logits, class 0 for the mean of probabilities"
@@ -219,6 +229,7 @@ def test_tensor_subclasses_give_plain_scalars():
     (lambda: soft_cross_entropy(S, T, float('nan')), 'got nan'),
     (lambda: soft_cross_entropy(S, T, 2, student_tau=0), 'student_tau'),
     (lambda: generalized_distillation(S, T, Y, imitation=-.1), '0..1'),
+    (lambda: generalized_distillation(S, T, Y, imitation=1.1), '0..1'),
     (lambda: hallucination_loss(S, T, 'batchmean'), 'channel_sum'),
     (lambda: cross_entropy(S, Y[:1]), '[2, 3] and [1]'),
     (lambda: cross_entropy(S[0], Y), '[3] and [2]'),

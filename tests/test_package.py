@@ -86,6 +86,13 @@ def test_notebook_is_presentable(path):
     assert not starred
 
 
+def test_readme_is_the_index_notebook():
+    "README.md is made from nbs/index.ipynb: run `make readme`"
+    sys.path.insert(0, str(ROOT/'tests'))
+    from readme import readme
+    assert (ROOT/'README.md').read_text() == readme()
+
+
 def test_import_is_light():
     "`import moddist` pulls in no heavy package, and the command line does not import torch to print its help"
     code = 'import sys, moddist; heavy = {"torch", "fastai", "torchvision", "cv2", "decord", "plotly", "pandas"} & set(sys.modules); assert not heavy, heavy'

@@ -1,0 +1,210 @@
+"Figures of feature maps: agreement against independent formulas, one shared scale, five panes that hold what they claim."
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from moddist.core import DataError, ModelError, rng
+from moddist.models import SmallStream, Tap, TwoStream
+from moddist.viz import (MEAN, ORDERS, FeatureMaps, agreement, bind, channel_table, compute_maps, depth_range, figure, plot_table, plot_terms, scale,
+                         show_feature_maps, show_film, summary_rows, view, wilson)
+
+def maps(seed=0, C=5, T=4, h=6, Tm=None, dtype=np.float32, same=False, **kw):
+    g = rng('viz', seed)
+    real = np.maximum(g.normal(size=(C, Tm or T, h, h)), 0).astype(dtype)
+    hall = real.copy() if same else np.maximum(real + g.normal(0, .3, real.shape), 0).astype(dtype)
+    depth = g.integers(1500, 4000, (T, 12, 12)).astype(np.uint16); depth[:, 0] = 0
+    return FeatureMaps(f'clip {seed}', g.integers(0, 255, (T, 12, 12, 3), dtype=np.uint8), depth, {'a': (real, hall), 'b': (real[:2], hall[:2])}, **kw)
+
+def images(fig): return [im for ax in fig.axes for im in ax.images]
+
+# ---- agreement ---------------------------------------------------------------------------------------------------
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.floats(.01, 100), st.floats(-5, 5))
+def test_agreement_ignores_strength_and_correlation_ignores_level(seed, gain, level):
+    a, b = rng('agree', seed).normal(size=(2, 3, 4, 4))
+    cos, corr = agreement(a, b)
+    assert np.isclose(cos, torch.cosine_similarity(torch.tensor(a).flatten(), torch.tensor(b).flatten(), dim=0).item())
+    assert np.isclose(corr, np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    assert np.isclose(agreement(a, gain*b)[0], cos) and np.isclose(agreement(a, gain*b + level)[1], corr)
+    assert np.isclose(agreement(b, a), (cos, corr)).all()
+
+@pytest.mark.parametrize('dtype', (np.float16, np.float32, np.float64))
+def test_agreement_of_large_half_precision_values_does_not_overflow(dtype):
+    a = np.full((1, 4, 4), 3e4, dtype); a[0, 0, 0] = 0
+    assert np.isclose(agreement(a, a), 1).all()
+
+def test_agreement_of_constant_maps_is_undefined():
+    z, x = np.zeros((2, 3, 3)), rng(1).normal(size=(2, 3, 3))
+    assert np.isnan(agreement(z, x)).all() and np.isnan(agreement(z, z)).all()
+    cos, corr = agreement(z + 2., x)
+    assert np.isfinite(cos) and np.isnan(corr)
+
+# ---- FeatureMaps and views ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize('change, words', [
+    (dict(rgb=np.zeros((4, 8, 8), np.uint8)), 'expected uint8'), (dict(rgb=np.zeros((4, 8, 8, 3))), 'float64'), (dict(depth=np.zeros((4, 8, 8, 3))), 'or numbers'),
+    (dict(depth=np.zeros((3, 8, 8))), '3 of depth'), (dict(layers={}), 'no layers'),
+    (dict(layers={'a': (np.zeros((2, 4, 3, 3)), np.zeros((2, 4, 3, 2)))}), 'expected the same'), (dict(layers={'a': (np.zeros((2, 3, 3)),)*2}), '[C, T, h, w]'),
+    (dict(layers={'a': (np.zeros((2, 0, 3, 3)),)*2}), "'a'"), (dict(layers={'a': (np.full((2, 4, 3, 3), np.inf), np.zeros((2, 4, 3, 3)))}), '72 of 72 real values')])
+def test_what_does_not_fit_is_refused_by_name(change, words):
+    ok = dict(clip_id='c7', rgb=np.zeros((4, 8, 8, 3), np.uint8), depth=np.ones((4, 8, 8)), layers={'a': (np.ones((2, 4, 3, 3)),)*2})
+    FeatureMaps(**ok)
+    with pytest.raises((DataError, ModelError), match='c7') as e: FeatureMaps(**ok | change)
+    assert words in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('T, Tm', [(4, 4), (8, 4), (8, 3), (5, 2), (3, 1)])
+def test_frames_of_a_layer_that_is_coarser_in_time(T, Tm):
+    "Every map is shown, in order, each about equally long"
+    m = maps(T=T, Tm=Tm)
+    shown = [next(k for k in range(Tm) if (view(m, t, 'a', 0).real == m.layers['a'][0][0, k]).all()) for t in range(T)]
+    assert shown == sorted(shown) and set(shown) == set(range(Tm))
+    counts = np.bincount(shown)
+    assert counts.max() - counts.min() <= 1
+
+def test_view_is_the_slice_it_claims_and_depth_holes_are_nan():
+    m = maps()
+    real, hall = m.layers['a']
+    v, mean = view(m, 2, 'a', 3), view(m, 2, 'a', MEAN)
+    assert (v.real == real[3, 2]).all() and (v.diff == hall[3, 2] - real[3, 2]).all() and np.allclose(mean.hallucinated, hall[:, 2].mean(0))
+    assert np.isnan(v.depth[0]).all() and (v.depth[1:] == m.depth[2, 1:]).all()
+    assert np.isclose(v.correlation, np.corrcoef(real[3, 2].ravel(), hall[3, 2].ravel())[0, 1])
+
+@pytest.mark.parametrize('order', ORDERS)
+def test_channel_orders(order):
+    m = maps(C=7); m.layers['a'][0][2] = 0                                       # a dead channel comes last wherever agreement counts
+    t = channel_table(m, 'a', order)
+    assert sorted(t.channel) == list(range(7))
+    by, up = ORDERS[order]
+    known = t[by].dropna()
+    assert known.is_monotonic_increasing if up else known.is_monotonic_decreasing
+    if by == 'correlation': assert t.channel.iloc[-1] == 2 and np.isnan(t.correlation.iloc[-1])
+
+# ---- scales ------------------------------------------------------------------------------------------------------
+def test_scale_covers_everything_it_says_and_no_more():
+    a, b = maps(1), maps(2)
+    for channel in (MEAN, 3):
+        pick = lambda x: x.mean(0) if channel == MEAN else x[channel]
+        every = [pick(x) for m in (a, b) for x in m.layers['a']]
+        s = scale([a, b], 'a', channel)
+        assert s.lo == 0 and np.isclose(s.hi, max(x.max() for x in every))
+        assert np.isclose(s.diff, max(np.abs(pick(h) - pick(r)).max() for r, h in (m.layers['a'] for m in (a, b))))
+    assert scale(a, 'a', per='layer').hi == max(x.max() for x in a.layers['a'])
+    assert '2 clips' in scale([a, b], 'a').over and 'this clip' in scale(a, 'a').over
+
+def test_scale_of_signed_and_of_empty_maps():
+    m = maps(); r, h = m.layers['a']
+    signed = FeatureMaps('s', m.rgb, m.depth, {'a': (r - 1, h - 1)})
+    assert np.isclose(scale(signed, 'a', 0).lo, min((r - 1)[0].min(), (h - 1)[0].min()))
+    zero = scale(FeatureMaps('z', m.rgb, m.depth, {'a': (r*0, h*0)}), 'a', 0)
+    assert zero.hi > zero.lo == 0 and zero.diff > 0
+
+def test_depth_range_is_not_ruled_by_holes_or_strays():
+    m = maps(); m.depth[:] = 2000; m.depth[:, :6] = 3000; m.depth[0, 0, 0], m.depth[1] = 60000, 0
+    assert depth_range(m) == (2000, 3000)
+    m.depth[:] = 0
+    lo, hi = depth_range(m)
+    assert hi > lo
+
+# ---- figures -----------------------------------------------------------------------------------------------------
+def test_figure_panes_hold_the_view_on_one_shared_scale():
+    m = maps(T=4); f = figure(m, 1, 'a', 2); v = view(m, 1, 'a', 2); s = scale(m, 'a', 2)
+    assert (f.data[2].z == v.real).all() and (f.data[3].z == v.hallucinated).all() and (f.data[4].z == v.diff).all()
+    assert f.data[2].coloraxis == f.data[3].coloraxis == 'coloraxis2' != f.data[4].coloraxis
+    c2, c3 = f.layout.coloraxis2, f.layout.coloraxis3
+    assert (c2.cmin, c2.cmax, c3.cmin, c3.cmax) == (s.lo, s.hi, -s.diff, s.diff)
+    assert 'all frames of this clip' in c2.colorbar.title.text and c2.colorbar.ticktext[-1] == f'{s.hi:.3g}' and 'mm' in f.layout.coloraxis.colorbar.title.text
+    assert f'{v.cosine:.2f}' in f.layout.title.text
+    assert all(x is None for x in f.data[1].z[0])                                # the row without a reading
+
+def test_identical_maps_leave_an_all_zero_difference_everywhere():
+    m = maps(same=True)
+    for frame in range(4):
+        for c in range(MEAN, 5): assert not figure(m, frame, 'a', c).data[4].z.any()
+    assert all(not im.get_array().any() for im in images(show_feature_maps(m, 'a'))[-5:])
+
+def test_bind_moves_arrays_and_keeps_traces():
+    m, n = maps(1), maps(2)
+    f = figure(m, 0, 'a', 0); traces, source = f.data, f.data[0].source
+    v = bind(f, n, 3, 'b', 1, scale(n, 'b', 1))
+    assert all(x is y for x, y in zip(f.data, traces)) and f.data[0].source != source
+    assert (f.data[3].z == n.layers['b'][1][1, 3]).all() and (v.hallucinated == f.data[3].z).all()
+
+def test_text_from_data_cannot_be_markup():
+    f = figure(maps(action='<b>kick</b> & run'), 0)
+    assert '&lt;b&gt;kick&lt;/b&gt; &amp; run' in f.layout.title.text
+
+def test_panes_cover_the_frame_whatever_the_size_of_the_map():
+    "The edges of the first and the last cell are the edges of the RGB frame"
+    g = rng(5); m = FeatureMaps('odd', np.zeros((2, 30, 50, 3), np.uint8), np.ones((2, 300, 500)), {'a': (g.random((1, 2, 4, 7)),)*2})
+    for t in figure(m).data[1:]:
+        h, w = np.shape(t.z)
+        assert np.allclose([t.x0 - t.dx/2, t.x0 + (w - .5)*t.dx, t.y0 - t.dy/2, t.y0 + (h - .5)*t.dy], [-.5, 49.5, -.5, 29.5])
+    assert max(np.shape(figure(m).data[1].z)) <= 128
+
+def test_static_figures_share_the_scale_between_rows():
+    m = maps()
+    ims = images(show_feature_maps(m, 'a', [0, 3], frame=1))
+    real, hall, diff = ims[2:4], ims[4:6], ims[6:8]
+    assert {im.get_clim() for im in real + hall} == {(0, max(scale(m, 'a', c).hi for c in (0, 3)))}
+    assert all(lo == -hi for lo, hi in (im.get_clim() for im in diff))
+    assert (diff[1].get_array() == m.layers['a'][1][3, 1] - m.layers['a'][0][3, 1]).all()
+    film = images(show_film(m, 'a', 2, frames=[0, 3]))
+    assert (film[1].get_array() == m.rgb[3]).all() and (film[5].get_array() == m.layers['a'][0][2, 3]).all()
+
+# ---- running models ----------------------------------------------------------------------------------------------
+def test_compute_maps_is_what_the_taps_saw_and_leaves_the_models_alone():
+    torch.manual_seed(0)
+    t, s = SmallStream(3, width=4), SmallStream(3, width=4)
+    t.eval(); s.train(); s.bn.eval()                                             # a mixed state, as with a frozen batch norm
+    modes = [m.training for m in (*t.modules(), *s.modules())]
+    before = {k: v.clone() for k, v in s.state_dict().items()}
+    x = torch.randn(1, 3, 4, 24, 24)
+    m = compute_maps(t, s, x, x[0], rgb=np.zeros((4, 24, 24, 3), np.uint8), depth=np.ones((4, 24, 24)), classes=['a', 'b', 'c'])
+    assert [v.training for v in (*t.modules(), *s.modules())] == modes
+    assert all((before[k] == v).all() for k, v in s.state_dict().items())
+    s.eval()
+    with torch.no_grad(): assert np.allclose(m.layers['unit3'][1], s.forward_features(x)[0].numpy(), atol=1e-6)
+    best = s(x).softmax(1)[0]
+    assert f'student: {"abc"[best.argmax()]} {100*best.max():.0f} %' in m.prediction and list(m.layers) == ['unit1', 'unit2', 'unit3']
+
+def test_modes_survive_a_failing_model():
+    class Broken(nn.Module):
+        def __init__(self): super().__init__(); self.tap = Tap('a', 1); self.norm = nn.BatchNorm3d(3)
+        def forward(self, x): raise RuntimeError('out of memory')
+    b = Broken().train()
+    with pytest.raises(RuntimeError): compute_maps(b, b, torch.zeros(3, 2, 8, 8), torch.zeros(3, 2, 8, 8), rgb=np.zeros((2, 8, 8, 3), np.uint8), depth=np.ones((2, 8, 8)))
+    assert b.training and b.norm.training
+
+def test_taps_of_different_names_can_be_paired():
+    "A stream against the injecting half of a two-stream net"
+    torch.manual_seed(0)
+    t, two = SmallStream(3, width=4).eval(), TwoStream(SmallStream(3, width=4), SmallStream(3, width=4)).eval()
+    x = torch.randn(3, 4, 24, 24)
+    m = compute_maps(t, two, x, x, rgb=np.zeros((4, 24, 24, 3), np.uint8), depth=np.ones((4, 24, 24)), layers={'unit2': 'inject.unit2'})
+    alone = compute_maps(t, two.inject, x, x, rgb=np.zeros((4, 24, 24, 3), np.uint8), depth=np.ones((4, 24, 24)), layers=['unit2'])
+    assert np.allclose(m.layers['unit2'][1], alone.layers['unit2'][1])
+    with pytest.raises(ModelError, match='no tap in common'): compute_maps(t, two, x, x, rgb=np.zeros((4, 24, 24, 3), np.uint8), depth=np.ones((4, 24, 24)))
+
+# ---- curves and tables -------------------------------------------------------------------------------------------
+def test_wilson_against_scipy():
+    from scipy.stats import binomtest
+    for k, n in ((0, 10), (3, 10), (50, 100), (480, 480)):
+        want = binomtest(k, n).proportion_ci(method='wilson')
+        assert np.allclose(wilson(k/n, n, 1.959964), (want.low, want.high), atol=1e-6)
+
+def test_summary_rows_against_scipy():
+    from scipy.stats import t
+    x = np.array([.5, .56, .61, .48])
+    s = summary_rows([dict(name='a', top1=v, n=100) for v in x] + [dict(name='b', top1=.7, n=50)])
+    lo, hi = t.interval(.95, 3, x.mean(), x.std(ddof=1)/2)
+    assert s.name.tolist() == ['a', 'b'] and np.allclose(s.loc[0, ['top1', 'lo', 'hi']].astype(float), [x.mean(), lo, hi])
+    assert np.allclose((s.lo[1], s.hi[1]), wilson(.7, 50))
+
+def test_plots_draw_every_column_and_row():
+    log = pd.DataFrame({'epoch': [0, 1], 'train_loss': [2., 1.], 'valid_loss': [2., 1.5], 'kd': [1., .5], 'note': ['x', 'y']})
+    axes = [a for a in plot_terms(log).axes if a.get_title()]
+    assert [a.get_title() for a in axes] == ['loss', 'kd'] and [len(a.lines) for a in axes] == [2, 1]
+    ax = plot_table([dict(name='rgb', top1=.5, n=10), dict(name='depth', top1=.6, n=10)], chance=.1).axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ['rgb', 'depth']
+    with pytest.raises(DataError, match='expected name and top1'): plot_table([dict(model='rgb')])
