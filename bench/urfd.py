@@ -31,10 +31,11 @@ def confusion(p, df):
 def one_fold(df, out, c):
     "Run what is left of a fold; {step: {test sequence: table}}, and the seconds its training took"
     from moddist.core import read_json
-    from moddist.evaluate import predict, test_loader
-    from moddist.recipes import garcia2018, run
-    models = run(df, out, c)
-    tables = {s.name: confusion(predict(models[s.name], test_loader(df, asdict(c), s.test)), df) for s in garcia2018(c)}
+    from moddist.data import test_dl
+    from moddist.evaluate import predict
+    from moddist.recipes import garcia2018, loaders, run
+    models, test = run(df, out, c), df[df.split == 'test']
+    tables = {s.name: confusion(predict(models[s.name], test_dl(loaders(c, df, s.test), test)), df) for s in garcia2018(c)}
     return tables, sum(read_json(f)['seconds'] for f in out.glob('*/record.json'))
 
 

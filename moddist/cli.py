@@ -82,7 +82,7 @@ def _check_decoder():
     "Write a video and read it back"
     import tempfile
     import numpy as np
-    from moddist.data import read_video, write_video
+    from moddist.files import read_video, write_video
     frames = np.random.default_rng(0).integers(0, 256, (4, 52, 52, 3), dtype=np.uint8)
     try:
         with tempfile.TemporaryDirectory() as d: same = (read_video(write_video(Path(d)/'a.avi', frames)) == frames).all()

@@ -29,7 +29,7 @@ import pandas as pd
 
 from . import __version__
 from .core import DataError, ModdistError, atomic, progress, read_json, rng, write_json
-from .data import write_png16, write_video
+from .files import write_png16, write_video
 from .datasets import ntu
 
 # %% ../nbs/01a_synthetic.ipynb #b8746b6c

@@ -344,12 +344,14 @@ def _blank(maps:FeatureMaps):
     fig = go.Figure([photo(1), heat(2, 'coloraxis', maps.unit) if scalar else photo(2), heat(3, 'coloraxis2'), heat(4, 'coloraxis2'), heat(5, 'coloraxis3')])
     _axes(fig)
     names = maps.student_title, maps.teacher_title, f'real {maps.teacher_title} features', f'hallucinated from {maps.student_title}', 'hallucinated \N{MINUS SIGN} real'
-    fig.layout.annotations = [dict(text=t[:1].upper() + t[1:], x=i*(_W + _GAP), y=1.01, xref='paper', yref='paper', xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=12)) for i, t in enumerate(names)]
+    label = dict(y=1.01, xref='paper', yref='paper', xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=12))
+    fig.layout.annotations = [dict(label, text=t[:1].upper() + t[1:], x=i*(_W + _GAP)) for i, t in enumerate(names)]
     for axis, key, panes in (('coloraxis', 'depth', (1, 1)), ('coloraxis2', 'feature', (2, 3)), ('coloraxis3', 'diff', (4, 4))):
         fig.layout[axis] = dict(colorscale=_colorscale(COLOURS[key]), showscale=scalar or key != 'depth', colorbar=_bar(*panes))
     if scalar: fig.layout.coloraxis.update(_ticks(*depth_range(maps), 3, f'{maps.unit} (grey: no reading)'))
-    fig.layout.update(height=round(np.clip(180*H/W, 110, 260)) + 142, autosize=True, margin=dict(l=8, r=14, t=80, b=62), paper_bgcolor='white', plot_bgcolor=NO_READING, font=dict(color='#1d2433', size=12), showlegend=False,
-                      title=dict(x=0, xref='paper', y=1, yanchor='top', pad=dict(t=12), font=dict(size=15)))
+    fig.layout.update(height=round(np.clip(180*H/W, 110, 260)) + 142, autosize=True, margin=dict(l=8, r=14, t=80, b=62), showlegend=False)
+    fig.layout.update(paper_bgcolor='white', plot_bgcolor=NO_READING, font=dict(color='#1d2433', size=12))
+    fig.layout.title = dict(x=0, xref='paper', y=1, yanchor='top', pad=dict(t=12), font=dict(size=15))
     return fig
 
 # %% ../nbs/04_viz.ipynb #b5d62ed7
@@ -501,7 +503,9 @@ def plot_table(
         if r.runs > 1: ax.plot(100*top1, [i]*r.runs, 'o', color=colour, ms=4, mew=0, alpha=.65)
         ax.plot([100*r.top1], [i], '|' if r.runs > 1 else 'o', color=colour, ms=14 if r.runs > 1 else 6, mew=2 if r.runs > 1 else 0)
         ax.annotate(f'{100*r.top1:.1f}', (1.01, i), xycoords=('axes fraction', 'data'), va='center', fontsize=9, color=colour)
-    if chance is not None: ax.axvline(100*chance, color='#888', lw=1, ls=':'); ax.annotate('chance', (100*chance, 1), xycoords=('data', 'axes fraction'), fontsize=7, color='#666', xytext=(2, 2), textcoords='offset points')
+    if chance is not None:
+        ax.axvline(100*chance, color='#888', lw=1, ls=':')
+        ax.annotate('chance', (100*chance, 1), xycoords=('data', 'axes fraction'), fontsize=7, color='#666', xytext=(2, 2), textcoords='offset points')
     ax.set_yticks(range(len(s)), s.name, fontsize=9); ax.set_ylim(len(s) - .4, -.6)
     ax.set_xlabel('test accuracy, %   (band: 95 % interval)', fontsize=9); ax.grid(axis='x', alpha=.25); ax.set_axisbelow(True)
     ax.tick_params(length=0); ax.spines[['top', 'right', 'left']].set_visible(False)

@@ -148,19 +148,21 @@ def _make_ui(self:FeatureMapInspector)->tuple[dict, object, object]:
     "The controls by name, the figure, and the box that holds them"
     import ipywidgets as W
     import plotly.graph_objects as go
-    menu = lambda label, options, width: W.Dropdown(options=options, description=label, layout=W.Layout(width=width), style={'description_width': 'initial'})
+    look = lambda width: dict(layout=W.Layout(width=width), style={'description_width': 'initial'})
     clips = [(f'{m.action}   ({m.clip_id})' if m.action else m.clip_id, i) for i, m in enumerate(self.maps)]
-    orders = [('energy', 'energy'), ('agreement, best first', 'agreement'), ('agreement, worst first', 'disagreement'), ('number', 'channel')]
-    controls = dict(clip=menu('Clip', clips, '260px'), layer=menu('Layer', self.layers, '150px'), order=menu('Sort by', orders, '210px'), channel=menu('Channel', _channel_options(self), '230px'),
-                    per=menu('Colours per', ['channel', 'layer'], '170px'), frame=W.IntSlider(0, 0, len(self.current) - 1, description='Frame', continuous_update=True, layout=W.Layout(width='360px'), style={'description_width': 'initial'}))
-    play = W.Play(max=len(self.current) - 1, interval=200, repeat=True, show_repeat=False, layout=W.Layout(width='90px'))
-    W.jslink((play, 'value'), (controls['frame'], 'value')); W.jslink((controls['frame'], 'max'), (play, 'max'))
+    orders = [('energy', 'energy'), ('best agreement', 'agreement'), ('worst agreement', 'disagreement'), ('number', 'channel')]
+    last = len(self.current) - 1
+    c = dict(clip=W.Dropdown(description='Clip', options=clips, **look('280px')), layer=W.Dropdown(description='Layer', options=self.layers, **look('150px')),
+             channel=W.Dropdown(description='Channel', options=_channel_options(self), **look('230px')), order=W.Dropdown(description='Sort by', options=orders, **look('190px')),
+             per=W.Dropdown(description='Colours per', options=['channel', 'layer'], **look('170px')), frame=W.IntSlider(description='Frame', max=last, **look('360px')))
+    play = W.Play(max=last, interval=200, repeat=True, layout=W.Layout(width='90px'))
+    W.jslink((play, 'value'), (c['frame'], 'value')); W.jslink((c['frame'], 'max'), (play, 'max'))
     fig = go.FigureWidget(figure(self.current, self.frame, self.layer, self.channel, self.limits()))
     if self.current.depth.ndim == 3: fig.layout.coloraxis.cmin, fig.layout.coloraxis.cmax = depth_range(self.maps)
-    line = W.HTML(); self.observe(lambda change: setattr(line, 'value', f'<span style="color:#b44b00">{html.escape(change.new)}</span>'), 'message')
+    line = W.HTML()
+    self.observe(lambda change: setattr(line, 'value', f'<span style="color:#b44b00">{html.escape(change.new)}</span>'), 'message')
     row = lambda *items: W.HBox(items, layout=W.Layout(flex_flow='row wrap'))
-    c = controls
-    return controls, fig, W.VBox([row(c['clip'], c['layer'], c['order'], c['channel'], c['per']), row(play, c['frame']), line, fig])
+    return c, fig, W.VBox([row(*(c[k] for k in ('clip', 'layer', 'channel', 'order', 'per'))), row(play, c['frame']), line, fig])
 
 # %% ../nbs/04a_widgets.ipynb #21d132a5
 def _deflate(a:np.ndarray)->str: return base64.b64encode(zlib.compress(np.ascontiguousarray(a).tobytes(), 6)).decode()
