@@ -32,7 +32,7 @@ from .core import DataError, ModdistError, atomic, progress, read_json, rng, wri
 from .files import write_png16, write_video
 from .datasets import ntu
 
-# %% ../nbs/01a_synthetic.ipynb #b8746b6c
+# %% ../nbs/01a_synthetic.ipynb #5ad09b1d
 class Pattern(NamedTuple):
     "The albedo of a surface: two colours mixed by a wave in space"
     first:tuple # red, green, blue, 0..1
@@ -41,6 +41,7 @@ class Pattern(NamedTuple):
     waves:tuple = (0., 0., 0.) # rad/m along x, y, z
     phase:float = 0. # rad
 
+# %% ../nbs/01a_synthetic.ipynb #b8746b6c
 def albedo(
     patterns:list, # of `Pattern`
     which:np.ndarray, # [n] index into `patterns`
@@ -120,6 +121,7 @@ class Pose(NamedTuple):
     hands:np.ndarray # [2, T, 3] wrists relative to their own shoulders, m
     feet:np.ndarray # [2, T, 3] ankles relative to their rest, m
 
+# %% ../nbs/01a_synthetic.ipynb #0c94a6a4
 class Clock(NamedTuple):
     "Timing of one performance"
     t:np.ndarray # [T] clip time, 0..1
@@ -139,6 +141,7 @@ def _stand(
     root = np.stack([g.normal(0, .05)*t, 0*t, g.normal(0, .06)*t], -1)
     return clock, Pose(pitch, root, np.zeros((2, frames, 3)), np.zeros((2, frames, 3)))
 
+# %% ../nbs/01a_synthetic.ipynb #f579f6dc
 def _step(pose:Pose, clock:Clock, sign:int, g)->Pose:
     "One step, forward (+1) or back (-1): the feet take turns"
     s = np.sin(2*np.pi*clock.run)
@@ -178,12 +181,14 @@ def _arms(person, clock, g)->tuple: # idle, near, far: [2, T, 3] each, relative 
     far = [(U(-.10, .08)*one, U(-.16, .04)*one, length*clock.amp*U(.85, .99)*one) for _ in range(2)]
     return tuple(np.moveaxis(np.array(a), 1, -1) for a in (idle, near, far))
 
+# %% ../nbs/01a_synthetic.ipynb #6e5e82c7
 def _raise_arms(person, clock, g, sideways:bool)->np.ndarray: # [2, T, 3]
     "Both stretched arms rise to the side or to the front"
     r, e = .97*sum(person.bones[:2]), 1.5*clock.p*clock.amp*g.uniform(.85, 1.1)
     out, ahead = (.05 + r*np.sin(e), .05*g.uniform(-1, 1) + 0*e) if sideways else (.02 + 0*e, r*np.sin(e))
     return np.stack([np.stack([out, -r*np.cos(e), ahead], -1)]*2)
 
+# %% ../nbs/01a_synthetic.ipynb #1e1dcbb2
 def _kick(pose, clock, person, forward:bool, side:int, g)->Pose:
     "One foot swings out, and in half of the performances back again"
     k = clock.p if g.random() < .5 else np.sin(np.pi*clock.run)
@@ -226,6 +231,7 @@ def classes(
     "The ten class names: motion and ball colour, or the motion alone"
     return tuple(f'{m} {c}' for m in MOTIONS[True] for c in BALLS) if objects else MOTIONS[False]
 
+# %% ../nbs/01a_synthetic.ipynb #f4067508
 def motion(
     person:Subject,
     action:str, # one of `MOTIONS[objects]`
@@ -254,7 +260,7 @@ def reach(
     pole = pole/np.linalg.norm(pole, axis=-1, keepdims=True)
     return root + along*u + np.sqrt(np.maximum(upper**2 - along**2, 0))*pole, root + length*u
 
-# %% ../nbs/01a_synthetic.ipynb #8ce7483b
+# %% ../nbs/01a_synthetic.ipynb #5e6dc07b
 _SIDES = np.array([-1., 1.])[:, None, None] # left, right
 _X, _Y, _Z = np.eye(3)
 
@@ -268,6 +274,7 @@ class Joints(NamedTuple):
     shoulder:np.ndarray; elbow:np.ndarray; wrist:np.ndarray
     hip:np.ndarray; knee:np.ndarray; ankle:np.ndarray; toe:np.ndarray
 
+# %% ../nbs/01a_synthetic.ipynb #8ce7483b
 def skeleton(
     person:Subject,
     pose:Pose,
@@ -446,6 +453,7 @@ def _boxes(wall:float, yaw:float, g):
             x, y, z = g.uniform(-1.9, 1.9), half[1], g.uniform(3.5, 4.2)
         yield [(x, y, z), half], poster
 
+# %% ../nbs/01a_synthetic.ipynb #612ce788
 def room(
     seed:int, # of the data set
     number:int, # camera
@@ -456,7 +464,7 @@ def room(
     boxes, poster = map(np.array, zip(*_boxes(wall, yaw, g)))
     return Room(wall, yaw, boxes, poster, tuple(pattern(g, .15, .85, .3, .1, (2, 14)) for _ in range(5)))
 
-# %% ../nbs/01a_synthetic.ipynb #82f88a01
+# %% ../nbs/01a_synthetic.ipynb #9c5ed2d3
 def _hit_box(x, y, centre, half)->tuple: # [h, w] z, inf where there is none; [h, w, 3] normal
     "First hit of rays (x, y, 1) with an upright box"
     ray = np.stack(np.broadcast_arrays(x, y, 1.), -1)
@@ -465,6 +473,7 @@ def _hit_box(x, y, centre, half)->tuple: # [h, w] z, inf where there is none; [h
     z, face = near.max(-1), near.argmax(-1)
     return np.where(z < far.min(-1), z, np.inf), -np.sign(ray)*np.eye(3)[face]
 
+# %% ../nbs/01a_synthetic.ipynb #82f88a01
 def look_around(
     space:Room,
     cam:Camera,
@@ -492,6 +501,7 @@ class Light(NamedTuple):
         lamp = np.maximum(normal@self.to, 0)[..., None]
         return (colour*(self.ambient + (1 - self.ambient)*lamp)*self.gain).astype(np.float32)
 
+# %% ../nbs/01a_synthetic.ipynb #cd5900ea
 def light(g:np.random.Generator)->Light:
     "Draw the light of one clip"
     to = np.array([g.uniform(-1, 1), g.uniform(.2, 1.2), -g.uniform(.3, 1)])
@@ -511,6 +521,7 @@ def paint_room(
     shadow = np.where(which == 1, 1 - .5*np.exp(-away/.06), 1.).astype(np.float32)
     return lamp.shade(colour, normal)*shadow[..., None], z
 
+# %% ../nbs/01a_synthetic.ipynb #19737fbc
 def paint_person(
     person:Subject, flesh:Capsules, cam:Camera, lamp:Light, # flesh in the camera frame
     z:np.ndarray, part:np.ndarray, # from `cast`
@@ -552,6 +563,7 @@ def _edges(
         high = np.maximum(np.maximum(high[:, :-2], high[:, 1:-1]), high[:, 2:]).swapaxes(1, 2)
     return high - low > .25
 
+# %% ../nbs/01a_synthetic.ipynb #9855be80
 def depth_sensor(
     z:np.ndarray, # [T, H, W] true depth, m
     g:np.random.Generator, # of this clip
@@ -573,6 +585,7 @@ class Clip(NamedTuple):
     joints:np.ndarray # [T, 25, 3] Kinect joints in the camera frame, m
     pixels:np.ndarray # [T, 25, 2] their column and row
 
+# %% ../nbs/01a_synthetic.ipynb #e010fd6a
 def kinect_joints(j:Joints)->np.ndarray: # [T, 25, 3]
     "The 25 joints of a Kinect v2 body, in its order"
     along = (j.wrist - j.elbow)/np.linalg.norm(j.wrist - j.elbow, axis=-1, keepdims=True)
@@ -683,6 +696,7 @@ def _ignore_interrupt():
     import signal
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+# %% ../nbs/01a_synthetic.ipynb #fd6d3b2a
 def _for_all(
     job, # function of one name
     names:list, # of `ntu.Name`

@@ -188,7 +188,7 @@ class View:
 def view(
     maps:FeatureMaps, # one clip
     frame:int=0, # 0-based frame of the clip
-    layer:str|None=None, # name of the tap; None = the last
+    layer:str|None=None, # name of the tap; None = the deepest with at least 8 cells a side
     channel:int=MEAN, # channel number or `MEAN`
 )->View:
     "What to draw for one frame, layer and channel; `ModelError` when there is no such thing"
@@ -201,8 +201,10 @@ def view(
 
 # %% ../nbs/04_viz.ipynb #56d2ea81
 def _layer(maps:FeatureMaps, layer:str|None)->str:
-    "The layer asked for, or the last"
-    if layer is None: return list(maps.layers)[-1]
+    "The layer asked for; or the deepest one that is not too coarse to look at (8 cells a side), else the finest"
+    if layer is None:
+        cells = {n: min(r.shape[-2:]) for n, (r, _) in maps.layers.items()}
+        return max(cells, key=lambda n: (min(cells[n], 8), list(cells).index(n)) if cells[n] >= 8 else (cells[n], 0))
     if layer not in maps.layers: raise ModelError(f'layer {layer!r}: clip {maps.clip_id!r} has {", ".join(maps.layers)}')
     return layer
 
@@ -254,7 +256,7 @@ def _three_rows(axs, bar, maps:FeatureMaps, layer:str, views:Sequence[View], sca
 # %% ../nbs/04_viz.ipynb #cdc9a7b9
 def show_feature_maps(
     maps:FeatureMaps, # one clip
-    layer:str|None=None, # name of the tap; None = the last
+    layer:str|None=None, # name of the tap; None = the deepest with at least 8 cells a side
     channels:int|Sequence[int]=5, # how many of the teacher's strongest, or a list of numbers (`MEAN` allowed)
     frame:int|None=None, # frame shown, None = the middle one
     size:float=1.3, # inches per picture
@@ -275,18 +277,18 @@ def show_feature_maps(
 # %% ../nbs/04_viz.ipynb #ec3a337f
 def show_film(
     maps:FeatureMaps, # one clip
-    layer:str|None=None, # name of the tap; None = the last
+    layer:str|None=None, # name of the tap; None = the deepest with at least 8 cells a side
     channel:int=MEAN, # channel number or `MEAN`
-    frames:Sequence[int]|None=None, # frames shown, None = up to 8 spread over the clip
-    size:float=1.05, # inches per picture
+    frames:Sequence[int]|None=None, # frames shown, None = up to 6 spread over the clip
+    size:float=1.15, # inches per picture
 ): # matplotlib Figure
     "One channel through time: both cameras, real, hallucinated and signed difference, frame by frame"
     from matplotlib.figure import Figure
     layer = _layer(maps, layer)
-    frames = np.unique(np.linspace(0, len(maps)-1, 8).round().astype(int)) if frames is None else list(frames)
+    frames = np.unique(np.linspace(0, len(maps)-1, 6).round().astype(int)) if frames is None else list(frames)
     views = [view(maps, int(t), layer, channel) for t in frames]
     fig = Figure(figsize=(size*len(frames) + 2, size*5 + .5), layout='constrained')
-    fig.suptitle(f'{maps.clip_id}  {maps.action}\n{layer}, {_name(channel)}', fontsize=10)
+    fig.suptitle(f'{maps.action} ({maps.clip_id})'.lstrip(' ') + f'\n{layer}, {_name(channel)}', fontsize=10)
     axs, bar = _grid(fig, 5, len(frames))
     for i, (title, key, kw) in enumerate(_cameras(maps)):
         for j, (t, v) in enumerate(zip(frames, views)): m = _picture(axs[i, j], getattr(v, key), '' if i else f'frame {t}', '' if j else title, **kw)
@@ -397,7 +399,7 @@ def bind(
 def figure(
     maps:FeatureMaps, # one clip
     frame:int=0, # 0-based
-    layer:str|None=None, # name of the tap; None = the last
+    layer:str|None=None, # name of the tap; None = the deepest with at least 8 cells a side
     channel:int=MEAN, # channel number or `MEAN`
     limits:Scale|None=None, # colour limits; None = `scale(maps, layer, channel)`
 ): # plotly.graph_objects.Figure

@@ -15,7 +15,8 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 import numpy as np
@@ -23,9 +24,13 @@ import pandas as pd
 from fastcore.basics import patch
 from traitlets import HasTraits, Int, Unicode, validate
 from .core import ModdistError, ModelError, atomic
-from .viz import COLOURS, MEAN, ORDERS, FeatureMaps, agreement, bind, channel_table, depth_range, figure, lut, planes, png, scale
+from .viz import COLOURS, MEAN, ORDERS, FeatureMaps, _layer, agreement, bind, channel_table, depth_range, figure, lut, planes, png, scale
 
 # %% ../nbs/04a_widgets.ipynb #7a23c5c7
+def _first_layer(clip:FeatureMaps, layers:Sequence[str])->str:
+    "Where to begin: the deepest layer that is not too coarse to look at"
+    return _layer(replace(clip, layers={n: clip.layers[n] for n in layers}), None)
+
 def _together(maps:FeatureMaps|Sequence[FeatureMaps])->tuple[list[FeatureMaps], list[str], str]:
     "The clips, the layers they share, and a message about layers left out"
     clips = [maps] if isinstance(maps, FeatureMaps) else list(maps)
@@ -58,7 +63,7 @@ class _State(HasTraits):
         super().__init__()
         if unknown := set(state) - set(_NAMES): raise ModelError(f'{unknown.pop()!r} is no part of the inspector: expected {", ".join(_NAMES)}')
         for name in _NAMES:
-            if name == 'layer' or name in state: setattr(self, name, state.get(name, self.layers[-1]))
+            if name == 'layer' or name in state: setattr(self, name, state.get(name, _first_layer(self.maps[0], self.layers)))
 
     def choices(self, name):
         "The values a trait may take now"
@@ -233,7 +238,7 @@ def pack(
     clips, layers, message = _together(maps)
     scalar = clips[0].depth.ndim == 3
     near, far = depth_range(clips) if scalar else (0, 1)
-    head = dict(student=clips[0].student_title, teacher=clips[0].teacher_title, unit=clips[0].unit, scalar=scalar, near=near, far=far, message=message,
+    head = dict(student=clips[0].student_title, teacher=clips[0].teacher_title, unit=clips[0].unit, scalar=scalar, near=near, far=far, message=message, start=layers.index(_first_layer(clips[0], layers)),
                 over=f'all frames of {"this clip" if len(clips) == 1 else f"all {len(clips)} clips"}', luts={k: base64.b64encode(lut(v).tobytes()).decode() for k, v in COLOURS.items()})
     budget = max_mb * 1e6 - 60_000                                          # the page itself
     pictures = [_pack_clip(c, near, far, budget / 5 / len(clips)) for c in clips]

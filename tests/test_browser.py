@@ -77,7 +77,7 @@ def test_file_shows_the_arrays(page, tmp_path):
     m = maps()
     opened(page, tmp_path, m)
     s = state(page)
-    v, lim = view(m, s['frame'], 'unit2'), scale(m, 'unit2')
+    v, lim = view(m, s['frame'], 'unit1'), scale(m, 'unit1')
     assert (pixels(page, 'rgb')[..., :3] == v.rgb).all()
     for pane, z, table, lo, hi in (('real', v.real, 'feature', lim.lo, lim.hi), ('hall', v.hallucinated, 'feature', lim.lo, lim.hi), ('diff', v.diff, 'diff', -lim.diff, lim.diff)):
         want = lut(COLOURS[table])[((z - lo) / (hi - lo) * 255).round().clip(0, 255).astype(int)]
@@ -89,7 +89,7 @@ def test_every_control_moves_what_it_should(page, tmp_path):
     opened(page, tmp_path, [maps('a'), maps('b', T=4)], title='Controls', table=[{'model': 'rgb', 'top1': .5}])
     shot(page, 'html_1280')
     steps = [('frame', lambda: (page.focus('#frame'), page.keyboard.press('Home')), {'frame': 0}, {'rgb', 'depth', 'real', 'hall', 'diff'}),
-             ('layer', lambda: page.select_option('#layer', '0'), {'layer': 0}, {'real', 'hall', 'diff'}),
+             ('layer', lambda: page.select_option('#layer', '1'), {'layer': 1}, {'real', 'hall', 'diff'}),
              ('channel', lambda: page.select_option('#channel', '1'), {'channel': 1}, {'real', 'hall', 'diff'}),
              ('scale', lambda: page.select_option('#per', 'layer'), {'per': 'layer'}, {'real', 'hall', 'diff'}),
              ('order', lambda: page.select_option('#order', 'agreement'), {'order': 'agreement'}, set()),
@@ -105,7 +105,7 @@ def test_every_control_moves_what_it_should(page, tmp_path):
 def test_keyboard_alone(page, tmp_path):
     opened(page, tmp_path, maps())
     at = state(page)['frame']
-    for key, want in (('ArrowRight', {'frame': at + 1}), ('ArrowLeft', {'frame': at}), ('[', {'layer': 0}), (']', {'layer': 1})):
+    for key, want in (('ArrowRight', {'frame': at + 1}), ('ArrowLeft', {'frame': at}), (']', {'layer': 1}), ('[', {'layer': 0})):
         page.keyboard.press(key); reached(page, **want)
     first = state(page)['channel']
     page.keyboard.press('ArrowDown'); page.wait_for_function('c => JSON.parse(document.body.dataset.state).channel !== c', arg=first)

@@ -208,3 +208,8 @@ def test_plots_draw_every_column_and_row():
     ax = plot_table([dict(name='rgb', top1=.5, n=10), dict(name='depth', top1=.6, n=10)], chance=.1).axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ['rgb', 'depth']
     with pytest.raises(DataError, match='expected name and top1'): plot_table([dict(model='rgb')])
+
+def test_the_default_layer_is_the_deepest_worth_looking_at():
+    one = lambda **n: FeatureMaps('c', np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 8, 8)), {k: (np.ones((1, 2, c, c)),)*2 for k, c in n.items()})
+    named = lambda m: figure(m).layout.coloraxis2.colorbar.title.text.split(':')[0].split(', ')[1]
+    assert [named(m) for m in (one(a=56, b=28, c=14, d=7), one(a=12, b=6, c=3), one(a=6, b=3), one(a=3, b=3))] == ['c', 'a', 'a', 'a']

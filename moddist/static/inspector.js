@@ -13,7 +13,7 @@ const panes = Object.fromEntries([...document.querySelectorAll('.pane')].map(p =
   {box: p, view: p.querySelector('.view'), canvas: p.querySelector('canvas'), mark: p.querySelector('i'), name: p.querySelector('.name'), value: p.querySelector('output')}]));
 
 // What is shown. `channel` is a position in the packed channels: 0 is the mean over channels.
-const state = {clip: 0, frame: Math.floor(D.clips[0].T / 2), layer: D.layers.length - 1, channel: 0, order: 'energy', per: 'channel', hover: null, pinned: null};
+const state = {clip: 0, frame: Math.floor(D.clips[0].T / 2), layer: D.start, channel: 0, order: 'energy', per: 'channel', hover: null, pinned: null};
 const clip = () => D.clips[state.clip];
 const layer = () => D.layers[state.layer];
 const stats = () => clip().maps[state.layer];
