@@ -260,7 +260,7 @@ def _provenance(data:dict, extra:str)->str:
     from moddist import __version__
     step = max(s for l in data['layers'] for s in l['step'])
     parts = [extra, f'Maps are stored with 8 bits per value, each channel on its own range over both sides and all clips (largest step {step:.2g} activation units); identical values stay identical. Agreement was computed from the full-precision maps.']
-    if data['scalar']: parts.append(f'{data["teacher"]} is stored in steps of {(data["far"] - data["near"]) / 254:.2g} {data["unit"]}.')
+    if data['scalar']: parts.append(f'The {data["teacher"]} is stored in steps of {(data["far"] - data["near"]) / 254:.2g} {data["unit"]}.')
     for l in data['layers']:
         if l['total'] > len(l['channels']) - 1: parts.append(f'{l["name"]}: the {len(l["channels"]) - 1} strongest of {l["total"]} channels (the mean is over all).')
         if l['pool'] > 1: parts.append(f'{l["name"]}: shown as means over {l["pool"]} x {l["pool"]} cells to keep the file small.')

@@ -109,6 +109,15 @@ def test_cameras_share_the_performance():
 
 # ---- geometry
 
+@pytest.mark.parametrize('size', [28, 56, 112, 224])
+def test_a_ray_leads_back_to_its_pixel(size):
+    cam = synthetic.camera(3, core.rng('ray'), size)
+    x, y = cam.rays()
+    col, row = np.meshgrid(np.arange(size), np.arange(size))
+    xyz = 3.7*np.stack(np.broadcast_arrays(x, y, 1.), -1)
+    np.testing.assert_allclose(cam.pixels(xyz), np.stack([col, row], -1), atol=1e-9)
+
+
 def test_hit_does_not_care_about_direction_and_knows_the_sphere():
     g = core.rng('capsules')
     x, y = np.linspace(-.5, .5, 31)[None], np.linspace(-.5, .5, 31)[:, None]
