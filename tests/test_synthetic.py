@@ -130,6 +130,17 @@ def test_hit_does_not_care_about_direction_and_knows_the_sphere():
         np.testing.assert_allclose(synthetic.hit(x, y, a, a, r)[0], sphere, atol=1e-9)
 
 
+@pytest.mark.parametrize('number', [1, 4, 7, 40])
+def test_hands_and_ball(number):
+    "synthetic.md 3.3 and 3.4: hands 0.25 m apart, the ball 0.07 m before their midpoint, radius 0.11 m, for any build"
+    person = synthetic.subject(0, number)
+    joints = synthetic.skeleton(person, synthetic.motion(person, 'lean', core.rng('hands', number)))
+    np.testing.assert_allclose(joints.wrist[1] - joints.wrist[0], np.broadcast_to([.25, 0, 0], (8, 3)), atol=1e-9)
+    flesh = synthetic.body(person, joints)
+    np.testing.assert_allclose((flesh.a[-1] + flesh.b[-1])/2, joints.wrist.mean(0) + [0, 0, .07], atol=1e-9)
+    assert flesh.radius[-1] == .11 and len(flesh.radius) == 17
+
+
 @pytest.mark.parametrize('size', [56, 84, 112, 140, 224])
 def test_the_box_around_a_capsule_loses_nothing(size):
     person = synthetic.subject(0, 7)
