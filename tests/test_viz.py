@@ -7,8 +7,9 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from moddist.core import DataError, ModelError, rng
 from moddist.models import SmallStream, Tap, TwoStream
-from moddist.viz import (MEAN, ORDERS, FeatureMaps, agreement, bind, channel_table, compute_maps, depth_range, figure, plot_table, plot_terms, scale,
-                         show_feature_maps, show_film, summary_rows, view, wilson)
+from moddist.curves import plot_table, plot_terms, summary_rows, wilson
+from moddist.viz import (MEAN, ORDERS, FeatureMaps, agreement, bind, channel_table, compute_maps, depth_range, figure, scale,
+                         show_feature_maps, show_film, view)
 
 def maps(seed=0, C=5, T=4, h=6, Tm=None, dtype=np.float32, same=False, **kw):
     g = rng('viz', seed)
