@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from configparser import ConfigParser, Error as ConfigError
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
 import torch

@@ -27,7 +27,7 @@ def write_video(
     "Write an RGB video without loss (H.264, RGB, quantiser 0), atomically"
     import av
     with atomic(path) as tmp, av.open(str(tmp), 'w', format=Path(path).suffix.lstrip('.')) as box:
-        stream = box.add_stream('libx264rgb', rate=fps, options={'qp': '0', 'preset': 'veryfast', 'bf': '0'})
+        stream = box.add_stream('libx264rgb', rate=fps, options={'qp': '0', 'preset': 'ultrafast', 'bf': '0'})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], 'rgb24'
         stream.thread_count = 1
         for frame in frames: box.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), 'rgb24')))
@@ -44,7 +44,7 @@ def write_png16(
     if depth.dtype != np.uint16: raise DataError(f'{folder}: depth is {depth.dtype}, expected uint16 millimetres')
     with atomic(folder) as tmp:
         tmp.mkdir()
-        for i, frame in enumerate(depth, 1): Image.fromarray(frame).save(tmp/pattern.format(i))
+        for i, frame in enumerate(depth, 1): Image.fromarray(frame).save(tmp/pattern.format(i), compress_level=3)
     return Path(folder)
 
 # %% ../nbs/00a_files.ipynb #ea0521c1

@@ -1,13 +1,11 @@
 """The distillation callback and the recipe: what must hold whatever is learned."""
 import copy
-import os
 import signal as signals
 import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
 
-import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -16,11 +14,11 @@ from torch import nn
 
 from moddist import synthetic
 from moddist.core import ModelError, read_json, seed_all
-from moddist.data import ClipSampler, clip_dls, test_dl
+from moddist.data import ClipSampler, clip_dls
 from moddist.distill import DistillCallback, Outputs, Teacher, Term, feature_term, fit, learner, soft_term
-from moddist.losses import cross_entropy, hallucination_loss, kd_loss, soft_cross_entropy
+from moddist.losses import cross_entropy, hallucination_loss, kd_loss
 from moddist.models import ResNetStream, SmallStream, TwoStream, capture
-from moddist.recipes import PRESETS, Garcia2018, garcia2018, index_hash, loaders, run
+from moddist.recipes import PRESETS, Garcia2018, garcia2018, index_hash, run
 
 torch.set_num_threads(1)
 

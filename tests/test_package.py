@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(p for p in (ROOT/'moddist').rglob('*.py') if p.name not in ('__init__.py', '_modidx.py'))
-ORDER = ['core', 'files', 'data', 'synthetic', 'models', 'losses', 'distill', 'recipes', 'evaluate', 'viz', 'curves', 'widgets', 'report', 'deploy', 'cli']
+ORDER = ['core', 'files', 'data', 'scene', 'synthetic', 'models', 'losses', 'distill', 'recipes', 'evaluate', 'viz', 'curves', 'widgets', 'report', 'deploy', 'cli']
 
 
 def dotted(path): return '.'.join(path.relative_to(ROOT/'moddist').with_suffix('').parts)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moddist import core, synthetic
+from moddist import core, scene, synthetic
 from moddist.core import DataError, ModdistError
 from moddist.files import read_png16, read_video
 from moddist.datasets import ntu
@@ -58,7 +58,7 @@ def test_another_seed_gives_other_pixels(few, place):
     assert not {v for k, v in digest(few).items() if k.endswith('.avi')} & {v for k, v in other.items() if k.endswith('.avi')}
 
 
-@pytest.mark.parametrize('draw', [synthetic.subject, synthetic.room], ids=['subject', 'room'])
+@pytest.mark.parametrize('draw', [scene.subject, scene.room], ids=['subject', 'room'])
 def test_seed_and_number_both_count(draw):
     drawn = [[str(draw(seed, n)) for n in (1, 2, 3)] for seed in (0, 1)]
     assert len({d for row in drawn for d in row}) == 6
@@ -68,7 +68,7 @@ def test_seed_and_number_both_count(draw):
 @pytest.mark.parametrize('objects', [True, False])
 @pytest.mark.parametrize('action', range(1, 11))
 def test_every_class_renders_and_repeats(objects, action):
-    a, b = (synthetic.render(3, NAME._replace(action=action), objects) for _ in range(2))
+    a, b = (scene.render(3, NAME._replace(action=action), objects) for _ in range(2))
     for x, y in zip(a, b): np.testing.assert_array_equal(x, y)
     assert a.rgb.std() > 5 and .02 < a.person.mean() < .4
     assert np.isfinite(a.joints).all() and np.isfinite(a.true_depth).all()
@@ -76,25 +76,25 @@ def test_every_class_renders_and_repeats(objects, action):
 
 def without_action(monkeypatch):
     "Generators that do not know the class"
-    monkeypatch.setattr(synthetic, 'rng', lambda *key: core.rng(*key[:3], *key[4:]) if key[0] in ('performance', 'clip') else core.rng(*key))
+    monkeypatch.setattr(scene, 'rng', lambda *key: core.rng(*key[:3], *key[4:]) if key[0] in ('performance', 'clip') else core.rng(*key))
 
 
 def test_the_generators_are_the_only_way_from_class_to_picture(monkeypatch):
     "With keys that lack the class, red and blue differ in the ball's colour alone, and push and pull in the pose alone"
     without_action(monkeypatch)
-    push_red, push_blue = (synthetic.render(0, NAME._replace(action=a), noise=False) for a in (1, 2))
+    push_red, push_blue = (scene.render(0, NAME._replace(action=a), noise=False) for a in (1, 2))
     np.testing.assert_array_equal(push_red.depth, push_blue.depth)
     differ = (push_red.rgb != push_blue.rgb).any(-1)
     assert differ.any() and not (differ & ~push_red.person).any()
-    pose = synthetic.motion(synthetic.subject(0, 4), 'lean', core.rng('pose'))
-    monkeypatch.setattr(synthetic, 'motion', lambda *args: pose)
-    for x, y in zip(*(synthetic.render(0, NAME._replace(action=a)) for a in (1, 9))): np.testing.assert_array_equal(x, y)
+    pose = scene.motion(scene.subject(0, 4), 'lean', core.rng('pose'))
+    monkeypatch.setattr(scene, 'motion', lambda *args: pose)
+    for x, y in zip(*(scene.render(0, NAME._replace(action=a)) for a in (1, 9))): np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize('action', range(1, 11, 2))
 @pytest.mark.parametrize('camera', [1, 2, 3])
 def test_colour_does_not_leak_into_depth(action, camera):
-    red, blue = (synthetic.render(5, NAME._replace(action=action, camera=camera), ball=c) for c in ('red', 'blue'))
+    red, blue = (scene.render(5, NAME._replace(action=action, camera=camera), ball=c) for c in ('red', 'blue'))
     for key in ('true_depth', 'depth', 'person', 'joints', 'pixels'): np.testing.assert_array_equal(getattr(red, key), getattr(blue, key))
     assert (red.rgb != blue.rgb).any()
 
@@ -102,7 +102,7 @@ def test_colour_does_not_leak_into_depth(action, camera):
 def test_cameras_share_the_performance():
     "Three cameras see the same bones, only from elsewhere"
     bones = [[np.linalg.norm(c.joints[:, a] - c.joints[:, b], axis=-1) for a, b in ((4, 7), (8, 11), (0, 3), (7, 11), (12, 14))]
-             for c in (synthetic.render(0, NAME._replace(camera=n)) for n in (1, 2, 3))]
+             for c in (scene.render(0, NAME._replace(camera=n)) for n in (1, 2, 3))]
     np.testing.assert_allclose(bones[0], bones[1], atol=1e-9)
     np.testing.assert_allclose(bones[0], bones[2], atol=1e-9)
 
@@ -111,7 +111,7 @@ def test_cameras_share_the_performance():
 
 @pytest.mark.parametrize('size', [28, 56, 112, 224])
 def test_a_ray_leads_back_to_its_pixel(size):
-    cam = synthetic.camera(3, core.rng('ray'), size)
+    cam = scene.camera(3, core.rng('ray'), size)
     x, y = cam.rays()
     col, row = np.meshgrid(np.arange(size), np.arange(size))
     xyz = 3.7*np.stack(np.broadcast_arrays(x, y, 1.), -1)
@@ -123,32 +123,32 @@ def test_hit_does_not_care_about_direction_and_knows_the_sphere():
     x, y = np.linspace(-.5, .5, 31)[None], np.linspace(-.5, .5, 31)[:, None]
     for _ in range(20):
         a, b, r = *(g.normal(0, .4, (2, 1, 3)) + [0, 0, 3]), g.uniform(.05, .3)
-        np.testing.assert_allclose(synthetic.hit(x, y, a, b, r), synthetic.hit(x, y, b, a, r), atol=1e-9)
+        np.testing.assert_allclose(scene.hit(x, y, a, b, r), scene.hit(x, y, b, a, r), atol=1e-9)
         B, C = (a[0, 0]*x + a[0, 1]*y + a[0, 2]), (a**2).sum() - r*r                    # |z ray - a| = r
         H = B*B - (x*x + y*y + 1)*C
         sphere = np.where(H >= 0, (B - np.sqrt(np.maximum(H, 0)))/(x*x + y*y + 1), np.inf)
-        np.testing.assert_allclose(synthetic.hit(x, y, a, a, r)[0], sphere, atol=1e-9)
+        np.testing.assert_allclose(scene.hit(x, y, a, a, r)[0], sphere, atol=1e-9)
 
 
 @pytest.mark.parametrize('number', [1, 4, 7, 40])
 def test_hands_and_ball(number):
     "synthetic.md 3.3 and 3.4: hands 0.25 m apart, the ball 0.07 m before their midpoint, radius 0.11 m, for any build"
-    person = synthetic.subject(0, number)
-    joints = synthetic.skeleton(person, synthetic.motion(person, 'lean', core.rng('hands', number)))
+    person = scene.subject(0, number)
+    joints = scene.skeleton(person, scene.motion(person, 'lean', core.rng('hands', number)))
     np.testing.assert_allclose(joints.wrist[1] - joints.wrist[0], np.broadcast_to([.25, 0, 0], (8, 3)), atol=1e-9)
-    flesh = synthetic.body(person, joints)
+    flesh = scene.body(person, joints)
     np.testing.assert_allclose((flesh.a[-1] + flesh.b[-1])/2, joints.wrist.mean(0) + [0, 0, .07], atol=1e-9)
     assert flesh.radius[-1] == .11 and len(flesh.radius) == 17
 
 
 @pytest.mark.parametrize('size', [56, 84, 112, 140, 224])
 def test_the_box_around_a_capsule_loses_nothing(size):
-    person = synthetic.subject(0, 7)
-    joints = synthetic.skeleton(person, synthetic.motion(person, 'lean', core.rng('box')))
-    flesh, cam = synthetic.body(person, joints), synthetic.camera(1, core.rng('cam', size), size)
+    person = scene.subject(0, 7)
+    joints = scene.skeleton(person, scene.motion(person, 'lean', core.rng('box')))
+    flesh, cam = scene.body(person, joints), scene.camera(1, core.rng('cam', size), size)
     flesh = flesh._replace(a=cam.see(flesh.a), b=cam.see(flesh.b))
-    z, part = synthetic.cast(flesh, cam)
-    full = np.stack([synthetic.hit(*cam.rays(), a, b, r) for a, b, r in zip(flesh.a, flesh.b, flesh.radius)])
+    z, part = scene.cast(flesh, cam)
+    full = np.stack([scene.hit(*cam.rays(), a, b, r) for a, b, r in zip(flesh.a, flesh.b, flesh.radius)])
     np.testing.assert_array_equal(z, full.min(0))
     assert cam.cropped % 2 == 0 and cam.window.max() + cam.cropped <= size
 
@@ -157,7 +157,7 @@ def test_the_box_around_a_capsule_loses_nothing(size):
 def test_joints_lie_in_the_body_of_the_depth_map(objects):
     on_body, before = [], []
     for action in range(1, 11):
-        clip = synthetic.render(2, NAME._replace(action=action, camera=1 + action % 3), objects, size=112)
+        clip = scene.render(2, NAME._replace(action=action, camera=1 + action % 3), objects, size=112)
         n = clip.depth.shape[-1]
         for t, (px, xyz) in enumerate(zip(np.round(clip.pixels).astype(int), clip.joints)):
             for (col, row), z in zip(px, xyz[:, 2]):
@@ -170,13 +170,13 @@ def test_joints_lie_in_the_body_of_the_depth_map(objects):
 
 def test_depth_statistics():
     "synthetic.md 3.9 reports 7.3 % zeros and 1490..5407 mm on its prototype; the share depends on the furniture of the seed"
-    mm = np.stack([synthetic.render(seed, NAME._replace(action=a, camera=1 + a % 3)).depth for seed in range(4) for a in range(1, 11)])
+    mm = np.stack([scene.render(seed, NAME._replace(action=a, camera=1 + a % 3)).depth for seed in range(4) for a in range(1, 11)])
     assert .055 < (mm == 0).mean() < .085
     assert 1300 < mm[mm > 0].min() < 2400 and 4700 < mm.max() < 6500
 
 
 def test_without_noise_there_are_no_holes():
-    clip = synthetic.render(0, NAME, noise=False)
+    clip = scene.render(0, NAME, noise=False)
     assert clip.depth.min() > 0
     np.testing.assert_allclose(clip.depth, 1000*clip.true_depth, atol=.5001)
 
@@ -188,7 +188,7 @@ def test_without_noise_there_are_no_holes():
 def test_files_hold_the_pixels(place, size, masked):
     how = dict(objects=True, size=size, frames=8, noise=True)
     synthetic.write_clip(place, NAME, masked=masked, **how)
-    clip, n = synthetic.render(0, NAME, **how), size*52//56
+    clip, n = scene.render(0, NAME, **how), size*52//56
     assert clip.rgb.shape == (8, n, n, 3)
     np.testing.assert_array_equal(read_video(place/f'nturgb+d_rgb/{NAME.stem}_rgb.avi', backend='av'), clip.rgb)
     folder = place/('nturgb+d_depth_masked' if masked else 'nturgb+d_depth')/NAME.stem
@@ -234,7 +234,7 @@ def parse_skeleton(text):
 
 @pytest.mark.parametrize('objects', [True, False])
 def test_skeleton_file(objects):
-    clip = synthetic.render(0, NAME, objects)
+    clip = scene.render(0, NAME, objects)
     frames = parse_skeleton(synthetic.skeleton_text(clip, 72057594037927940))
     assert len(frames) == 8 and all(len(bodies) == 1 for bodies in frames)
     for (head, joints), xyz, px in zip((b[0] for b in frames), clip.joints, clip.pixels):
@@ -246,8 +246,8 @@ def test_skeleton_file(objects):
 
 def test_kinect_order():
     "Left is the person's left, and each of the 25 joints is where its name says"
-    person = synthetic.subject(0, 4)
-    x, y, z = synthetic.kinect_joints(synthetic.skeleton(person, synthetic.motion(person, 'push', core.rng('kinect'))))[-1].T
+    person = scene.subject(0, 4)
+    x, y, z = scene.kinect_joints(scene.skeleton(person, scene.motion(person, 'push', core.rng('kinect'))))[-1].T
     spine_base, spine_mid, neck, head, spine_shoulder = 0, 1, 2, 3, 20
     assert y[spine_base] < y[spine_mid] < y[spine_shoulder] < y[neck] < y[head]
     left, right = [4, 5, 6, 7, 12, 13, 14, 15, 21, 22], [8, 9, 10, 11, 16, 17, 18, 19, 23, 24]
@@ -285,7 +285,7 @@ def test_index(few):
     df = synthetic.index(few)
     assert df.split.value_counts().to_dict() == dict(train=30, valid=30)
     assert (df.groupby(['subject', 'label']).size() == 3).all() and set(df.camera) == {1, 2, 3}
-    assert set(df.motion) == set(synthetic.MOTIONS[True]) and set(df.colour) == {'red', 'blue'}
+    assert set(df.motion) == set(scene.MOTIONS[True]) and set(df.colour) == {'red', 'blue'}
     assert (df.action == df.motion + ' ' + df.colour).all() and df[['rgb', 'depth', 'skeleton']].map(os.path.exists).all().all()
     assert json.loads((few/'moddist.json').read_text())['classes'] == (few/'classes.txt').read_text().split('\n')[:-1]
 
@@ -378,7 +378,7 @@ def test_interrupt_in_this_process(place, monkeypatch):
         seen.append(args)
         if len(seen) == 5: raise KeyboardInterrupt
         return core_render(*args, **kw)
-    core_render = synthetic.render
+    core_render = scene.render
     monkeypatch.setattr(synthetic, 'render', render)
     with pytest.raises(KeyboardInterrupt): synthetic.make(place/'set', workers=1, **FEW)
     assert len(seen) == 5 and not list(place.iterdir())
