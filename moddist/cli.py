@@ -113,7 +113,9 @@ def _demo(
     fast:Annotated[bool, typer.Option('--fast', help='A miniature (one epoch, two people) that shows that everything works.')]=False,
 ):
     "The four steps of Garcia et al. 2018 on the embedded set, with baselines, table and report."
-    found = demo(out, seed, data_seed, fast)
+    from moddist.core import ModdistError
+    try: found = demo(out, seed, data_seed, fast)
+    except KeyboardInterrupt: raise ModdistError('interrupted; finished steps are kept, run the same command again to continue') from None
     print(table_text(found))
     print(f'\nopen {out/"report.html"} in a browser; all numbers are in {out/"results.json"}')
 
@@ -153,7 +155,6 @@ def main():
     import warnings
     warnings.filterwarnings('ignore', category=FutureWarning)
     try: app()
-    except KeyboardInterrupt: sys.exit('moddist: interrupted; finished steps are kept, run the same command again to continue')
     except Exception as e:
         if _state['debug']: raise
         line = str(e).strip().splitlines()[0] if str(e).strip() else ''

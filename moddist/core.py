@@ -28,7 +28,9 @@ from fastai.torch_core import TensorBase
 # %% ../nbs/00_core.ipynb #467c1340
 class ModdistError(Exception):
     "Something a person can mend: the message is one line with the value met, what was expected, and what to do"
-    def __init__(self, message:str=''): super().__init__(message); self.message = message
+    def __init__(self, message:str=''):
+        if '\nOriginal Traceback' in message: message = message.strip().splitlines()[-1].partition(': ')[2] # raised anew by torch from a loader process
+        super().__init__(message); self.message = message
     def __str__(self): return self.message # fastai rewrites `args` of errors raised inside callbacks; this line stays
 
 class DataError(ModdistError): "A file or a clip index that cannot be used as it is"
@@ -101,7 +103,11 @@ def signal(
     raise DataError(f'unknown modality {name!r}: expected one of {", ".join(MODALITIES)}, or "column:modality" as in "view2:rgb"')
 
 # %% ../nbs/00_core.ipynb #337d1442
-class ClipTensor(TensorBase): "A clip `[C, T, H, W]` or a batch `[B, C, T, H, W]` in the dtype and unit of its modality"
+class ClipTensor(TensorBase):
+    "A clip `[C, T, H, W]` or a batch `[B, C, T, H, W]` in the dtype and unit of its modality"
+    def __reduce_ex__(self, protocol): return _as_clip, (self.as_subclass(torch.Tensor), type(self)) # torch sends plain uint16 between processes, not subclasses
+
+def _as_clip(x, cls): return x.as_subclass(cls)
 class RGBClip(ClipTensor): "uint8, 3 channels"
 class DepthClip(ClipTensor): "uint16 millimetres, 1 channel, 0 = no reading"
 class IRClip(ClipTensor): "uint8, 1 channel"
@@ -135,8 +141,8 @@ def atomic(
     try:
         yield tmp
         os.replace(tmp, path)
-    except OSError as e:
-        if e.errno == 28: raise ModdistError(f'{path}: no space left on the disk; nothing was kept, free some space and run again') from e
+    except Exception as e:
+        if getattr(e, 'errno', None) == 28 or 'No space left' in str(e): raise ModdistError(f'{path}: no space left on the disk; nothing was kept, free some space and run again') from e
         raise
     finally: shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
 
@@ -222,6 +228,7 @@ def settings(
     parser = ConfigParser(interpolation=None, inline_comment_prefixes=('#',))
     try: parser.read(file)
     except ConfigError as e: raise SettingsError(f'{file}: {str(e).splitlines()[0]}') from None
+    if 'moddist' not in parser: raise SettingsError(f'{file}: has no section [moddist]; expected the keys of moddist below that line')
     raw = dict(parser['moddist'])
     if unknown := sorted(set(raw) - known):
         raise SettingsError(f'{file}: unknown key {unknown[0]!r}; expected one of {", ".join(sorted(known))}')

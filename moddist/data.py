@@ -12,7 +12,7 @@ __all__ = ['SAMPLINGS', 'CACHE', 'ClipDraw', 'ClipSampler', 'draw', 'FrameCache'
 # %% ../nbs/01_data.ipynb #a998789b
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
@@ -135,8 +135,7 @@ def load_clip(
 )->ClipTensor: # [C, T, H, W] in the dtype of the modality
     "Read one signal of one clip under its draw; `DataError` names clip and file"
     s = signal(spec)
-    ref = signal(sampler.reference if sampler.reference != s.key else s)
-    if row.get(ref.key) is None and ref.key != s.key: ref = s
+    ref = s if sampler.reference in (s.key, str(s)) else signal(sampler.reference)
     n_ref, *native = frame_shape(_files(row, ref.key), ref.modality)
     start, stop = _window(row, n_ref)
     d = drawn or draw(sampler, row['clip_id'], stop - start, train)
@@ -339,7 +338,7 @@ def check_index(
 def clip_dls(
     df:pd.DataFrame, # clip index; rows with split 'train' and 'valid' are used
     signals:Sequence[str|Signal]=('rgb', 'depth'), # inputs of a batch, in this order
-    sampler:ClipSampler|None=None, # default: `ClipSampler()`; its reference becomes the first signal if it names none of them
+    sampler:ClipSampler|None=None, # default: `ClipSampler()`; where clips lack its reference, the first signal takes that place
     inputs:ClipInputs|None=None, # how raw clips become network inputs
     jitter:JitterRGB|None=None, # photometric jitter of RGB in training; default `JitterRGB()`
     bs:int=16, # clips per batch
@@ -348,14 +347,17 @@ def clip_dls(
     dev:str|torch.device|None=None, # default: settings
 )->DataLoaders: # batches (x_signal1, x_signal2, ..., y)
     "Aligned multimodal loaders from a clip index; `dls.signals` names the inputs"
-    signals, sampler = tuple(signal(s) for s in signals), sampler or ClipSampler()
+    signals, sampler = tuple(signal(s) for s in signals), replace(sampler or ClipSampler()) # a copy: the caller's is not changed
     df = df[df.split.isin(['train', 'valid'])]
     check_index(df, signals)
-    if sampler.reference not in df: sampler.reference = signals[0].key
+    reference = signal(sampler.reference).key
+    if reference not in df or df[reference].isna().any(): sampler.reference = next((str(s) for s in signals if s.key == reference), str(signals[0]))
     blocks = (*(ClipBlock(s, sampler) for s in signals), CategoryBlock(vocab=list(range(n_classes or int(df.label.max()) + 1))))
     block = DataBlock(blocks, n_inp=len(signals), get_items=clip_rows, splitter=split_rows, get_x=[_same]*len(signals), get_y=row_label,
                       batch_tfms=[jitter or JitterRGB(), inputs or ClipInputs()])
-    if not (df.split == 'train').any(): raise DataError('no clip has split "train"; call the split function of the data set first')
+    n_train = int((df.split == 'train').sum())
+    if n_train == 0: raise DataError('no clip has split "train"; call the split function of the data set first')
+    if n_train < bs: raise DataError(f'{n_train} training clips make no batch of {bs}; lower bs')
     return block.dataloaders(df, bs=bs, num_workers=settings().workers if workers is None else workers, device=device(dev) if isinstance(dev, (str, type(None))) else dev, drop_last=True)
 
 def _same(row): return row

@@ -41,12 +41,13 @@ def predict(
     dl, # batches (x1, ..., y), from `moddist.data.test_dl`
     device:str|torch.device|None=None, # default: that of the loader
 )->Predictions: # in the order of the loader
-    "Run a model over a loader in eval mode; its training mode is restored"
-    was, device = model.training, device or getattr(dl, 'device', None) or 'cpu'
-    model.to(device).eval()
-    pairs = [(model(*to_device(tuple(xs), device)).float().cpu(), y.cpu()) for *xs, y in dl]
-    model.train(was)
-    rows = getattr(getattr(dl, 'dataset', None), 'items', ())
+    "Run a model over a loader in eval mode; every module's mode is restored. A loader that shuffles gives no clip names"
+    modes, device = [(m, m.training) for m in model.modules()], device or getattr(dl, 'device', None) or 'cpu'
+    try: pairs = [(model.to(device).eval()(*to_device(tuple(xs), device)).float().cpu(), y.cpu()) for *xs, y in dl]
+    finally:
+        for m, mode in modes: m.training = mode
+    in_order = not getattr(dl, 'shuffle', False) and not getattr(dl, 'drop_last', False)
+    rows = getattr(getattr(dl, 'dataset', None), 'items', ()) if in_order else ()
     return Predictions(torch.cat([z for z, _ in pairs]), torch.cat([y for _, y in pairs]), tuple(r['clip_id'] for r in rows))
 
 # %% ../nbs/05_evaluate.ipynb #66101829

@@ -67,19 +67,21 @@ def _open_video(path):
 
 @lru_cache(maxsize=200_000)
 def _probe_video(path, mtime):
-    "(frames, height, width) from the packets of a video, decoding nothing"
+    "(frames, height, width, presentation times certain?) from the packets of a video, decoding nothing"
     with _open_video(path) as box:
         stream = box.streams.video[0]
-        declared, h, w = stream.frames, stream.height, stream.width
-        try: n = sum(p.size > 0 for p in box.demux(stream) if p.dts is not None or p.size)
+        declared, h, w, avi = stream.frames, stream.height, stream.width, 'avi' in box.format.name
+        try: times = [(p.pts, p.dts) for p in box.demux(stream) if p.size]
         except Exception as e: raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
+    n = len(times)
     if n == 0: raise DataError(f'{path}: holds 0 frames, expected at least 1; drop the clip or record it again')
     if declared - n > max(2, .02*declared): raise DataError(f'{path}: truncated, {n} of {declared} declared frames are there; copy it again or drop the clip')
-    return n, h, w
+    return n, h, w, not avi or all(pts == dts for pts, dts in times)
 
 # %% ../nbs/00a_files.ipynb #927e14c7
 def _read_decord(path, index):
     import decord
+    if not _probe_video(str(path), file_stamp(path))[3]: raise DataError(f'{path}: an AVI whose presentation times are guessed, in which decord seeks to other frames than asked; read it with backend="av"')
     reader = decord.VideoReader(str(path), num_threads=1)
     if max(index) >= len(reader): raise DataError(f'{path}: frame {max(index)} asked, {len(reader)} can be decoded; the file is damaged')
     return reader.get_batch(list(index)).asnumpy()
@@ -91,6 +93,7 @@ def _read_torchcodec(path, index):
 def _read_av(path, index):
     wanted, found = set(index), {}
     with _open_video(path) as box:
+        box.streams.video[0].thread_type = 'AUTO'
         for i, frame in enumerate(box.decode(video=0)):
             if i in wanted: found[i] = frame.to_ndarray(format='rgb24')
             if len(found) == len(wanted): break
@@ -112,10 +115,10 @@ def read_video(
     backend:str|None=None, # 'decord' | 'torchcodec' | 'av'; None = the first that is installed
 )->np.ndarray: # uint8 [T, H, W, 3]
     "Frames of a video by index; `DataError` when the file is missing, truncated or damaged"
-    n, *_ = _probe_video(str(path), file_stamp(path))
+    n, _, _, timed = _probe_video(str(path), file_stamp(path))
     index = range(n) if index is None else [int(i) for i in index]
     if len(index) == 0 or min(index) < 0 or max(index) >= n: raise DataError(f'{path}: frames {list(index)[:4]}... asked, expected indices in 0..{n-1}')
-    for name in [backend] if backend else dict.fromkeys([_default_backend(), 'av']):
+    for name in [backend] if backend else dict.fromkeys([_default_backend(), 'av'] if timed else ['av']):
         try: return _BACKENDS[name](path, index)
         except DataError: raise
         except Exception as e: reason = str(e).strip().splitlines()[-1][:80]
@@ -187,7 +190,7 @@ def frame_shape(
     path = str(path)
     stamp = file_stamp(path)
     if path.endswith('.mat'): return _mat_shape(path, stamp)
-    if modality.key in ('rgb', 'ir'): return _probe_video(path, stamp)
+    if modality.key in ('rgb', 'ir'): return _probe_video(path, stamp)[:3]
     if modality.key == 'depth':
         names = _png_names(path, stamp)
         return len(names), *_png_size(str(Path(path)/names[0]), stamp)

@@ -113,7 +113,6 @@ def test_debug_traceback_in_a_real_process(tmp_path):
     assert done.returncode == 1 and 'Traceback (most recent call last)' in done.stderr and 'holds no run' in done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason='cli.main: typer turns Ctrl-C into its own "Aborted." before main can say that finished steps are kept')
 def test_interrupted(call, monkeypatch):
     def slow(*args): raise KeyboardInterrupt
     monkeypatch.setattr(cli, 'demo', slow)

@@ -118,7 +118,6 @@ def test_a_file_that_is_no_ini_is_refused_in_one_line(places, text):
     assert str(work/'settings.ini') in one_line(e)
 
 
-@pytest.mark.xfail(strict=True, reason='core.settings raises KeyError when the named file has no [moddist] section')
 def test_a_variable_on_a_file_without_our_section(places, monkeypatch):
     top, _ = places
     (top/'other.ini').write_text('[DEFAULT]\nseed = 1\n')
@@ -252,7 +251,6 @@ def test_full_disk_while_writing_videos_and_depth(tmp_path, monkeypatch):
     assert os.listdir(tmp_path/'out') == ['full.png']
 
 
-@pytest.mark.xfail(strict=True, reason='core.atomic looks at OSError.errno only; SafetensorError has none')
 def test_full_disk_reported_by_another_library(tmp_path):
     "safetensors raises its own class, without errno"
     from safetensors import SafetensorError

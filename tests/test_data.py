@@ -446,12 +446,11 @@ def test_worker_processes_change_no_bit_of_rgb(index):
     assert not same(one[:2], one[2:4])                        # the second epoch is another draw
 
 
-@pytest.mark.xfail(strict=True, reason='torch cannot send a uint16 tensor subclass between processes: core.ClipTensor needs a __reduce_ex__ that sends a plain tensor')
 def test_worker_processes_change_no_bit_of_depth(index):
     assert same(batches(index, 0), batches(index, 2))
 
 
-@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.xfail(strict=True, reason='core.ModdistError: torch raises errors of a loader process anew, with its whole traceback as the message'))])
+@pytest.mark.parametrize('workers', [0, 2])
 def test_errors_in_a_loader_are_one_line(index, workers):
     gone = index.copy()
     gone.loc[3:7, 'rgb'] = '/nowhere.avi'
@@ -522,25 +521,21 @@ def test_no_training_clips(index):
     refused(lambda: clip_dls(index.assign(split='test')), 'empty')
 
 
-@pytest.mark.xfail(strict=True, reason='data.clip_dls drops incomplete batches: with fewer training clips than bs nothing is trained, silently')
 def test_fewer_training_clips_than_a_batch(index):
     refused(lambda: clip_dls(index, bs=9, dev='cpu'), '8', '9')
 
 
-@pytest.mark.xfail(strict=True, reason='data.clip_dls keeps reference="rgb" for a depth-only run when the column is there but a clip has no RGB file')
 def test_depth_alone_needs_no_rgb(index):
     "As in UTD-MHAD, where four of hundreds of clips have RGB"
     df = index.assign(rgb=[np.nan]*len(index))
     assert clip_dls(df, ('depth',), sampler(), bs=4, dev='cpu').one_batch()[0].shape == (4, 3, 4, 20, 20)
 
 
-@pytest.mark.xfail(strict=True, reason='data.clip_dls takes the bare key of the first signal as reference: "view2" is no modality')
 def test_a_second_view_and_depth_without_rgb(index):
     x, d, y = clip_dls(index.drop(columns='rgb'), ('view2:rgb', 'depth'), sampler(), bs=4, dev='cpu').one_batch()
     assert x.shape == d.shape == (4, 3, 4, 20, 20)
 
 
-@pytest.mark.xfail(strict=True, reason='data.clip_dls writes the new reference into the sampler of the caller')
 def test_the_callers_sampler_is_not_changed(index):
     s = sampler()
     clip_dls(index.drop(columns='rgb'), ('depth',), s, bs=4, dev='cpu')

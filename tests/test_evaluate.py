@@ -125,7 +125,6 @@ def test_predict_uses_eval_mode_and_restores_the_mode(dls, index, mode):
     assert not p.logits.requires_grad and torch.equal(p.logits, predict(model, make_test_dl(dls, index)).logits)
 
 
-@pytest.mark.xfail(strict=True, reason='evaluate.predict restores the mode of the whole model only, and not after an error')
 def test_predict_restores_every_mode_even_after_an_error(dls, index):
     model = Probe().train()
     model.bn.eval()                                         # as when batch norm is frozen in training
@@ -146,7 +145,6 @@ def test_predict_keeps_order_labels_and_names(dls, index):
     assert v.labels.tolist() == [5, 6, 7, 8] and v.clip_ids == ('c5', 'c6', 'c7', 'c8')
 
 
-@pytest.mark.xfail(strict=True, reason='evaluate.predict names the clips in index order, also when the loader shuffles them or drops the last')
 def test_predict_never_names_the_wrong_clip(dls):
     p = predict(Probe(), dls.train)
     assert p.clip_ids == () or [f'c{i}' for i in p.labels.tolist()] == list(p.clip_ids)
