@@ -71,12 +71,16 @@ def _probe_video(path, mtime):
     with _open_video(path) as box:
         stream = box.streams.video[0]
         declared, h, w, avi = stream.frames, stream.height, stream.width, 'avi' in box.format.name
-        try: times = [(p.pts, p.dts) for p in box.demux(stream) if p.size]
+        length = float(box.duration or 0)/1e6 # seconds, as the header says
+        try: packets = [p for p in box.demux(stream) if p.size]
         except Exception as e: raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
-    n = len(times)
+    n = len(packets)
     if n == 0: raise DataError(f'{path}: holds 0 frames, expected at least 1; drop the clip or record it again')
     if declared - n > max(2, .02*declared): raise DataError(f'{path}: truncated, {n} of {declared} declared frames are there; copy it again or drop the clip')
-    return n, h, w, not avi or all(pts == dts for pts, dts in times)
+    if any(p.is_corrupt for p in packets): raise DataError(f'{path}: truncated, its last frame is cut off; copy it again or drop the clip')
+    end = max(float((p.pts or 0) + (p.duration or 0))*float(p.time_base or 0) for p in packets)
+    if not declared and length - end > max(.02*length, .15): raise DataError(f'{path}: truncated, {end:.1f} of {length:.1f} declared seconds are there; copy it again or drop the clip')
+    return n, h, w, not avi or all(p.pts == p.dts for p in packets)
 
 # %% ../nbs/00a_files.ipynb #927e14c7
 def _read_decord(path, index):
@@ -157,7 +161,10 @@ def read_png16(
     names = _png_names(str(folder), file_stamp(folder))
     index = range(len(names)) if index is None else [int(i) for i in index]
     if len(index) == 0 or min(index) < 0 or max(index) >= len(names): raise DataError(f'{folder}: frames {list(index)[:4]}... asked, expected indices in 0..{len(names)-1}')
-    return np.stack([_read_png16(Path(folder)/names[i]) for i in index])
+    frames = [_read_png16(Path(folder)/names[i]) for i in index]
+    for i, f in zip(index, frames):
+        if f.shape != frames[0].shape: raise DataError(f'{Path(folder)/names[i]}: {f.shape[0]}x{f.shape[1]} px, the frame before it has {frames[0].shape[0]}x{frames[0].shape[1]}; all frames of a clip must have one size')
+    return np.stack(frames)
 
 def read_mat(
     path:str|os.PathLike, # MATLAB file with one array [H, W, T]
@@ -165,8 +172,8 @@ def read_mat(
 )->np.ndarray: # [T, H, W] in the dtype of the file
     "Depth frames of a `.mat` file, all at once (the format has no random access)"
     from scipy.io import loadmat
+    if not Path(path).is_file(): raise DataError(f'{path}: no such file; correct the path in the clip index or drop the clip')
     try: content = loadmat(path)
-    except FileNotFoundError: raise DataError(f'{path}: no such file; correct the path in the clip index or drop the clip') from None
     except Exception as e: raise DataError(f'{path}: not a readable .mat file ({type(e).__name__}); it may be truncated, copy it again') from None
     arrays = {k: v for k, v in content.items() if isinstance(v, np.ndarray) and v.ndim == 3}
     if key not in arrays and (key or len(arrays) != 1): raise DataError(f'{path}: expected {key or "one array with axes H, W, T"}, found {", ".join(arrays) or "none"}')

@@ -289,4 +289,4 @@ def open_index(
 # %% ../nbs/03a_recipes.ipynb #75849ec7
 def _synthetic(root, protocol): return synthetic.index(root, protocol)
 def _ntu(root, protocol, **options): return ntu.split(ntu.index(root), protocol, **options)
-def _urfd(root, protocol, **options): return urfd.split(urfd.index(root), protocol, **options)
+def _urfd(root, protocol, **options): return urfd.split(urfd.index(root, paired=protocol == 'person-disjoint'), protocol, **options)

@@ -1,0 +1,17 @@
+"""What a benchmark ran on, for its record."""
+import os
+import platform
+from pathlib import Path
+
+
+def cpu():
+    "Name of the processor"
+    info = Path('/proc/cpuinfo')
+    names = [line.partition(': ')[2] for line in info.read_text().splitlines() if line.startswith('model name')] if info.exists() else []
+    return names[0] if names else platform.processor()
+
+
+def machine():
+    "Versions, processor, cores and how busy it was"
+    from moddist.recipes import environment
+    return environment() | dict(system=platform.system(), cpu=cpu(), cores=os.cpu_count(), load=[round(x, 1) for x in os.getloadavg()])
