@@ -194,9 +194,9 @@ def test_jupyterlab(browser, lab):
     context.route('**/*', lambda r: r.continue_() if '//127.0.0.1:' in r.request.url or r.request.url.startswith(('data:', 'blob:')) else r.abort())
     page = context.new_page()
     page.goto(lab)
-    page.locator('.jp-CodeCell .cm-content').first.click(timeout=60_000)
+    page.locator('.jp-CodeCell .cm-content').first.click(timeout=180_000)
     page.keyboard.press('Control+Enter')
-    page.wait_for_selector('.js-plotly-plot .main-svg', timeout=60_000)
+    page.wait_for_selector('.js-plotly-plot .main-svg', timeout=180_000)
     # base64 float arrays are decoded by plotly on drawing: read what is drawn, from plotly's own full data
     read = lambda: page.evaluate('''() => { const g = document.querySelector('.js-plotly-plot'); return {z: g.calcdata.slice(2).map(t => t[0].z.map(r => Array.from(r))), title: g.layout.title.text, image: g.data[0].source}; }''')
     page.wait_for_function('() => document.querySelector(".js-plotly-plot").calcdata?.[4]?.[0]?.z')
@@ -206,12 +206,12 @@ def test_jupyterlab(browser, lab):
     if SHOTS: page.screenshot(path=str(Path(SHOTS)/'jupyterlab.png'))
     page.locator('.noUi-handle').first.focus()
     for _ in range(3): page.keyboard.press('ArrowRight')
-    page.wait_for_function('() => document.querySelector(".js-plotly-plot").layout.title.text.includes("frame 3 ")', timeout=20_000)
+    page.wait_for_function('() => document.querySelector(".js-plotly-plot").layout.title.text.includes("frame 3 ")', timeout=90_000)
     page.wait_for_timeout(500)
     third = read()
     assert np.allclose(third['z'][0], m.layers['unit1'][0].mean(0)[3], atol=1e-5) and third['image'] != first['image']
     page.locator('.widget-dropdown select').first.select_option(index=1)                                          # the clip whose student is perfect
-    page.wait_for_function('() => document.querySelector(".js-plotly-plot").layout.title.text.includes("· b<")', timeout=20_000)
+    page.wait_for_function('() => document.querySelector(".js-plotly-plot").layout.title.text.includes("· b<")', timeout=90_000)
     page.wait_for_timeout(500)
     assert np.abs(read()['z'][2]).max() == 0
     if SHOTS: page.screenshot(path=str(Path(SHOTS)/'jupyterlab_moved.png'))
