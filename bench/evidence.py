@@ -95,7 +95,7 @@ def gates(rows, diffs):
              'rgb+hallucination above noisy rgb+depth': at_least('rgb+hallucination - rgb+depth at noise 1', 0, n),
              'depth on colour within 40-60': dict(value=(v := rows['depth']['colour']['mean']), bound='40-60', passed=40 <= v <= 60),
              'rgb on colour >= 90': dict(value=(v := rows['rgb']['colour']['mean']), bound=90, passed=v >= 90)}
-    if 'rgb+hallucination - rgb+rgb-saturated' in diffs: found['rgb+hallucination - saturated rgb+rgb >= 3'] = at_least('rgb+hallucination - rgb+rgb-saturated', 3, n - 1)
+    if 'rgb+hallucination - rgb+rgb-saturated' in diffs: found['rgb+hallucination - saturated rgb+rgb >= 3'] = at_least('rgb+hallucination - rgb+rgb-saturated', 3, max(1, len(diffs['rgb+hallucination - rgb+rgb-saturated']['each']) - 1))
     return found
 
 

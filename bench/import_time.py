@@ -32,9 +32,9 @@ def main():
     for _ in range(args.repeat):
         for k in KINDS: times[k].append(seconds(*k))
     torch = statistics.median(times[KINDS[0]])
-    rows = [dict(what=what, after=first.strip(', '), median_s=round(statistics.median(t), 3), least_s=round(min(t), 3), of_torch=round(statistics.median(t)/torch, 3)) for (what, first), t in times.items()]
-    print(f'{"import":18}{"after":24}{"median, s":>10}{"least, s":>10}{"/ torch":>10}')
-    for r in rows: print(f'{r["what"]:18}{r["after"]:24}{r["median_s"]:>10.3f}{r["least_s"]:>10.3f}{r["of_torch"]:>10.3f}')
+    rows = [dict(what=what, after=first.strip(', '), median_s=round(statistics.median(t), 4), least_s=round(min(t), 4), of_torch=round(statistics.median(t)/torch, 4)) for (what, first), t in times.items()]
+    print(f'{"import":18}{"after":24}{"median, s":>11}{"least, s":>11}{"/ torch":>10}')
+    for r in rows: print(f'{r["what"]:18}{r["after"]:24}{r["median_s"]:>11.4f}{r["least_s"]:>11.4f}{r["of_torch"]:>10.4f}')
     from machine import machine
     from moddist.core import write_json
     write_json(args.out, dict(command=' '.join(['python', 'bench/import_time.py', *sys.argv[1:]]), repeat=args.repeat, machine=machine(), rows=rows))
