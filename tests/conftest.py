@@ -1,5 +1,6 @@
 """Shared by all tests: where real data lies, and settings that no user file can change."""
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,8 @@ def _own_settings(tmp_path, monkeypatch):
     ini = tmp_path/'settings.ini'
     ini.write_text(f'[moddist]\nembedded = {tmp_path}/embedded\nruns = {tmp_path}/runs\ndevice = cpu\n')
     monkeypatch.setenv('MODDIST_SETTINGS', str(ini))
+
+
+def can_be_interrupted():
+    "For `Popen(preexec_fn=...)`: a child that obeys Ctrl-C also where the test run was started in the background, which ignores it"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

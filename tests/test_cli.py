@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import can_be_interrupted
 from moddist import cli, synthetic
 from moddist.core import read_json
 from moddist.data import test_dl as make_test_dl
@@ -315,7 +316,7 @@ def test_evaluate_run_reads_what_is_there(copy):
 
 def test_ctrl_c_while_training(here, tmp_path):
     "A real SIGINT after the first step: exit code 1, no traceback, whole files only, and the finished step is kept"
-    child = subprocess.Popen([*MODDIST, 'demo', '--fast', '--out', str(tmp_path/'run')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    child = subprocess.Popen([*MODDIST, 'demo', '--fast', '--out', str(tmp_path/'run')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=can_be_interrupted, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     until = time.time() + 300
     while not (tmp_path/'run'/'rgb'/'record.json').is_file() and time.time() < until and child.poll() is None: time.sleep(.02)
     child.send_signal(signal.SIGINT)

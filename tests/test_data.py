@@ -331,7 +331,7 @@ def test_cache_notices_a_file_written_anew(clips, tmp_path):
     import os
     row = clips[0] | dict(rgb=str(write_video(tmp_path/'a.mp4', paint((1, 2), 'rgb'))))
     first = load_clip(row, 'rgb', ClipSampler(8))
-    write_video(tmp_path/'a.mp4', 255 - paint((1, 2), 'rgb')[:20])
+    write_video(tmp_path/'a.mp4', 255 - paint((1, 2), 'rgb'))
     os.utime(tmp_path/'a.mp4', ns=(5, 5))
     second = load_clip(row, 'rgb', ClipSampler(8))
     assert (first == 0).float().mean() > .9 and (second == 255).float().mean() > .9
@@ -443,7 +443,20 @@ def test_worker_processes_change_no_bit_of_rgb(index):
     "Two epochs of training and one of validation: same clips, frames, windows, flips and jitter"
     one, two = batches(index, 0, ('rgb', 'view2:rgb')), batches(index, 2, ('rgb', 'view2:rgb'))
     assert len(one) == 5 and same(one, two)
-    assert not same(one[:2], one[2:4])                        # the second epoch is another draw
+
+
+def test_epochs_move_the_draws_of_training_only(index, monkeypatch):
+    "Within an epoch all signals of a clip get one draw; the next epoch another; validation always the same"
+    seen = []
+    monkeypatch.setattr(data, 'draw', lambda sampler_, clip_id, n, train: seen.append((clip_id, d := draw(sampler_, clip_id, n, train))) or d)
+    dls = clip_dls(index, SIGNALS, sampler(sampling='random', reference='rgb'), bs=4, dev='cpu')
+    def epoch(dl):
+        seen.clear(); list(dl)
+        assert set(Counter(i for i, _ in seen).values()) == {len(SIGNALS)} and len(set(seen)) == len({i for i, _ in seen})
+        return dict(seen)
+    first, fixed, second, again = epoch(dls.train), epoch(dls.valid), epoch(dls.train), epoch(dls.valid)
+    assert first.keys() == second.keys() and len(first) == 8 and all(first[i] != second[i] for i in first)
+    assert fixed == again and len(fixed) == 4 and not set(fixed) & set(first)
 
 
 def test_worker_processes_change_no_bit_of_depth(index):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import can_be_interrupted
 from moddist import core, scene, synthetic
 from moddist.core import DataError, ModdistError
 from moddist.files import read_png16, read_video
@@ -387,7 +388,7 @@ def test_interrupt_in_this_process(place, monkeypatch):
 def test_ctrl_c_with_several_processes(place):
     "A real SIGINT to the whole group, as a terminal sends it"
     code = f"from moddist import synthetic; synthetic.make({str(place/'set')!r}, size=112, workers=2)"
-    child = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.PIPE, start_new_session=True, cwd=Path(__file__).parents[1])
+    child = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.PIPE, start_new_session=True, preexec_fn=can_be_interrupted, cwd=Path(__file__).parents[1])
     until = time.monotonic() + 120
     while not list(place.glob('.partial-*/nturgb+d_rgb/*')) and time.monotonic() < until: time.sleep(.05)
     os.killpg(child.pid, signal.SIGINT)
