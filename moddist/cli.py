@@ -1,4 +1,4 @@
-"""The `moddist` command: demo, inspect, doctor. Each is one call of the library.
+"""The `moddist` command: demo, data, preflight, evaluate, stress, inspect, doctor. Each is one call of the library.
 
 Docs: https://moddist.github.io/moddist/cli.html.md"""
 
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from . import cli_data
 
 # %% ../nbs/07_cli.ipynb #e8356f9b
 def demo(
@@ -101,6 +102,8 @@ def _check_settings():
 app = typer.Typer(name='moddist', help='Record many modalities, deploy an RGB camera: cross-modal distillation for video action recognition.', no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=['-h', '--help']))
 
+app.add_typer(cli_data.app)
+
 @app.callback()
 def _options(debug:Annotated[bool, typer.Option('--debug', help='Show the traceback of an error.')]=False): _state['debug'] = debug
 _state = dict(debug=False)
@@ -132,6 +135,57 @@ def _inspect(
     if serve: return _serve(run, clips)
     print(f'wrote {write_inspector(run, out, n_clips=clips)}')
 
+@app.command('evaluate', epilog='Examples:  moddist evaluate runs/demo  |  moddist evaluate runs/s0 runs/s1 runs/s2 --groups subject --out gap.json')
+def _evaluate(
+    runs:Annotated[list[Path], typer.Argument(help='Folder of a run; several folders are seeds of one experiment.')],
+    groups:Annotated[Optional[str], typer.Option(help='Column of the clip index whose clips belong together, e.g. subject: intervals then speak of new subjects.')]=None,
+    student:Annotated[Optional[str], typer.Option(help='Step to judge; default: rgb+hallucination.')]=None,
+    out:Annotated[Optional[Path], typer.Option(help='JSON file to write; default: gap.json in the first run. The figure goes beside it as .html.')]=None,
+):
+    "The gap report: student against the fair baselines and the teacher, with intervals and a verdict."
+    from moddist.cli_data import write_html
+    from moddist.gap import gap_run
+    report = gap_run(runs, groups=groups, student=student)
+    print(report)
+    out = out or runs[0]/'gap.json'
+    report.to_json(out)
+    print(f'wrote {out}')
+    write_html(report.figure(), out.with_suffix('.html'))
+
+@app.command('preflight', epilog='Example:  moddist preflight runs/demo')
+def _preflight(
+    run:Annotated[Path, typer.Argument(help='Folder of a run in which both streams of step 1 are finished.')],
+    peer:Annotated[Optional[Path], typer.Option(help='Run of the same settings with another seed: a second student, which removes the effect of averaging two networks.')]=None,
+    out:Annotated[Optional[Path], typer.Option(help='HTML figure to write.')]=None,
+):
+    "Will it help? Go or no-go before the expensive steps, from the streams of step 1 and the validation clips."
+    from moddist.cli_data import write_html
+    from moddist.preflight import preflight_run
+    found = preflight_run(run, peer=peer)
+    print(found)
+    if out: write_html(found.figure(), out)
+
+@app.command('stress', epilog='Examples:  moddist stress runs/demo  |  moddist stress runs/demo --kind missing')
+def _stress(
+    run:Annotated[Path, typer.Argument(help='Folder of a run.')],
+    kind:Annotated[str, typer.Option(help='noise | additive | blank | drop_repeat | drop_blank | late | crooked | missing.')]='noise',
+    levels:Annotated[str, typer.Option(help='Comma separated; 0 = clean.')]='0,0.3,1,3',
+    seeds:Annotated[int, typer.Option(min=1, help='Repetitions of random damage.')]=1,
+    out:Annotated[Optional[Path], typer.Option(help='HTML figure to write; default: stress-KIND.html in the run.')]=None,
+):
+    "Accuracy as the privileged signal gets worse, and where the network without the sensor overtakes."
+    from moddist.cli_data import write_html
+    from moddist.core import DataError
+    from moddist.stress import crossing, curve, stress_figure, stress_run
+    try: values = [float(v) for v in levels.split(',')] if kind != 'missing' else ()
+    except ValueError: raise DataError(f'--levels {levels}: expected numbers, as in 0,0.3,1') from None
+    table = stress_run(run, kind, values, seeds=range(seeds))
+    c, names = curve(table), list(dict.fromkeys(table.model))
+    print(c.to_string(index=False))
+    found = crossing(table, names[-1], names[0]) if len(names) == 2 and kind != 'missing' else None
+    if found: print(found)
+    if kind != 'missing': write_html(stress_figure(c, found), out or run/f'stress-{kind}.html')
+
 @app.command('doctor', epilog='Example:  moddist doctor')
 def _doctor():
     "Check this machine: versions, video decoder, device, settings, data folders."
@@ -159,4 +213,5 @@ def main():
         if _state['debug']: raise
         line = str(e).strip().splitlines()[0] if str(e).strip() else ''
         known = any(c.__name__ == 'ModdistError' for c in type(e).__mro__)
+        if isinstance(e, OSError) and e.filename: sys.exit(f'moddist: {e.filename}: {(e.strerror or "cannot be used").lower()}; check the path, or choose another')
         sys.exit(f'moddist: {line}' if known else f'moddist: {type(e).__name__}: {line} (moddist --debug ... shows where)')

@@ -7,7 +7,8 @@ Docs: https://moddist.github.io/moddist/core.html.md"""
 # %% auto #0
 __all__ = ['MODALITIES', 'CLIP_TYPES', 'ModdistError', 'DataError', 'ProtocolError', 'SettingsError', 'ModelError',
            'expect_error', 'Modality', 'Signal', 'signal', 'ClipTensor', 'RGBClip', 'DepthClip', 'IRClip', 'FlowClip',
-           'rng', 'seed_all', 'atomic', 'write_json', 'read_json', 'progress', 'Settings', 'settings', 'device']
+           'MotionClip', 'MaskClip', 'BoxesClip', 'JointsClip', 'PoseClip', 'AudioClip', 'SeriesClip', 'rng',
+           'seed_all', 'atomic', 'write_json', 'read_json', 'progress', 'Settings', 'settings', 'device']
 
 # %% ../nbs/00_core.ipynb #9fae9796
 import hashlib
@@ -16,6 +17,7 @@ import os
 import random
 import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from configparser import ConfigParser, Error as ConfigError
 from contextlib import contextmanager
@@ -62,7 +64,7 @@ class Modality:
     dtype:str # numpy dtype of stored values
     unit:str # unit of stored values
     channels:int # channels of the stored signal
-    kind:str # 'image' | 'boxes' | 'joints' | 'series'
+    kind:str # 'image' | 'boxes' | 'joints' | 'audio' | 'series'
     interpolation:str # 'linear' | 'nearest': how it may be resized
     mirror:str # what a flip does besides mirroring x: '' | 'negate-u' | 'swap-sides'
     photometric:bool # may brightness and contrast be jittered?
@@ -73,14 +75,17 @@ class Modality:
     def is_image(self)->bool: return self.kind == 'image'
 
 MODALITIES = {m.key: m for m in (
-    Modality('rgb', 'RGB', 'uint8', 'intensity 0-255', 3, 'image', 'linear', '', True, '', 'video file'),
-    Modality('depth', 'depth', 'uint16', 'mm, 0 = no reading', 1, 'image', 'nearest', '', False, 'viridis_r', 'folder of 16-bit PNG, or .mat'),
-    Modality('ir', 'infrared', 'uint8', 'intensity 0-255', 1, 'image', 'linear', '', False, 'gray', 'video file'),
-    Modality('flow', 'optical flow', 'float32', 'px / frame', 2, 'image', 'linear', 'negate-u', False, 'PuOr', 'array'),
-    Modality('audio', 'audio', 'float32', 'amplitude -1..1', 1, 'series', 'linear', '', False, 'magma', 'waveform'),
-    Modality('boxes', 'boxes', 'float32', 'px, x1 y1 x2 y2', 4, 'boxes', 'linear', 'swap-sides', False, '', 'JSON'),
-    Modality('skeleton', 'skeleton', 'float32', 'm, x y z', 3, 'joints', 'linear', 'swap-sides', False, '', 'text or .mat'),
-    Modality('inertial', 'inertial', 'float32', 'g and deg/s', 6, 'series', 'linear', '', False, '', '.mat'),
+    Modality('rgb', 'RGB', 'uint8', 'intensity 0-255', 3, 'image', 'linear', '', True, '', 'video, or images'),
+    Modality('depth', 'depth', 'uint16', 'mm, 0 = no reading', 1, 'image', 'nearest', '', False, 'viridis_r', '16-bit PNGs, .mat, or array'),
+    Modality('ir', 'infrared', 'uint8', 'intensity 0-255', 1, 'image', 'linear', '', False, 'gray', 'video, or images'),
+    Modality('flow', 'optical flow', 'float32', 'px / frame', 2, 'image', 'linear', 'negate-u', False, 'PuOr', 'array, or pairs of 8-bit images'),
+    Modality('motion', 'motion difference', 'uint8', 'grey levels / frame', 1, 'image', 'linear', '', False, 'magma', 'array'),
+    Modality('mask', 'person mask', 'uint8', '0 or 255', 1, 'image', 'nearest', '', False, 'gray', 'array'),
+    Modality('boxes', 'boxes', 'float32', 'px', 8, 'boxes', 'linear', 'swap-sides', False, '', 'JSON'),
+    Modality('skeleton', 'skeleton', 'float32', 'm, x y z', 3, 'joints', 'linear', 'swap-sides', False, '', 'text, .mat, JSON, or array'),
+    Modality('pose', '2-D pose', 'float32', 'px, x y confidence', 3, 'joints', 'linear', 'swap-sides', False, '', '.csv, or array'),
+    Modality('audio', 'audio', 'float32', 'amplitude -1..1', 1, 'audio', 'linear', '', False, 'magma', 'sound or video file'),
+    Modality('inertial', 'inertial', 'float32', 'g and deg/s', 6, 'series', 'linear', '', False, '', '.mat, .csv, or array'),
 )}
 
 # %% ../nbs/00_core.ipynb #75dab00a
@@ -112,8 +117,16 @@ class RGBClip(ClipTensor): "uint8, 3 channels"
 class DepthClip(ClipTensor): "uint16 millimetres, 1 channel, 0 = no reading"
 class IRClip(ClipTensor): "uint8, 1 channel"
 class FlowClip(ClipTensor): "float32 pixels per frame, 2 channels (u right, v down)"
+class MotionClip(ClipTensor): "uint8 grey levels per frame, 1 channel"
+class MaskClip(ClipTensor): "uint8, 0 or 255, 1 channel"
+class BoxesClip(ClipTensor): "float32 `[8, T, N]`: x1 y1 x2 y2 as fractions of the picture, class, score, side, state of N slots per frame"
+class JointsClip(ClipTensor): "float32 `[3, T, J, M]` of M persons with J joints, NaN where not tracked"
+class PoseClip(JointsClip): "the same as fractions of the picture, with a confidence in place of z"
+class AudioClip(ClipTensor): "float32 `[1, T, S]`: S samples of sound around each frame"
+class SeriesClip(ClipTensor): "float32 `[C, L]`: L samples over the time the clip spans"
 
-CLIP_TYPES = {'rgb': RGBClip, 'depth': DepthClip, 'ir': IRClip, 'flow': FlowClip}
+CLIP_TYPES = dict(rgb=RGBClip, depth=DepthClip, ir=IRClip, flow=FlowClip, motion=MotionClip, mask=MaskClip, boxes=BoxesClip, skeleton=JointsClip,
+                  pose=PoseClip, audio=AudioClip, inertial=SeriesClip)
 
 # %% ../nbs/00_core.ipynb #7c8db5ae
 def rng(
@@ -137,7 +150,7 @@ def atomic(
     "Write to a temporary name and rename on success; removed on any error or Ctrl-C; a full disk is reported by path"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.partial-{os.getpid()}-{path.name}')
+    tmp = path.with_name(f'.partial-{os.getpid()}-{threading.get_native_id()}-{path.name}')
     try:
         yield tmp
         os.replace(tmp, path)
@@ -182,6 +195,13 @@ class Settings:
     ntu:str = '' # root of NTU RGB+D, '' = not available
     urfd:str = '' # root of UR Fall Detection
     utd_mhad:str = '' # root of UTD-MHAD
+    nw_ucla:str = '' # root of Northwestern-UCLA Multiview Action3D
+    uwa3d:str = '' # root of UWA3D Multiview Activity II
+    ssv2:str = '' # root of Something-Something V2
+    something_else:str = '' # root of Something-Else
+    epic:str = '' # root of EPIC-KITCHENS-100
+    own:str = '' # folder or CSV of your own clips
+    store:str = '~/.cache/moddist/store' # prepared clips are written here by default
     runs:str = '~/.cache/moddist/runs' # where runs are written by default
     device:str = 'auto' # 'auto' | 'cpu' | 'cuda' | 'cuda:1' | 'mps'
     precision:str = 'fp32' # 'fp32' | 'fp16' (mixed precision on a GPU)
@@ -193,7 +213,7 @@ class Settings:
     def path(self, key:str)->Path: return Path(getattr(self, key)).expanduser()
 
 _CHOICES = {'precision': ('fp32', 'fp16')}
-_FOLDERS = ('embedded', 'ntu', 'urfd', 'utd_mhad', 'runs')
+_FOLDERS = ('embedded', 'ntu', 'urfd', 'utd_mhad', 'nw_ucla', 'uwa3d', 'ssv2', 'something_else', 'epic', 'own', 'store', 'runs')
 
 # %% ../nbs/00_core.ipynb #8a8a8509
 def _find_settings(start:Path)->Path|None:

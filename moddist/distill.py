@@ -81,7 +81,7 @@ class Term:
     "One part of a distillation loss: `weight * fn(student, teacher, y)`"
     name:str # its column in the log
     weight:float # multiplies the value; the log shows the value without it
-    fn:Callable[[Outputs, Outputs, Tensor], Tensor] # (student, teacher, labels [B]) -> scalar
+    fn:Callable[[Outputs, Outputs, Tensor], Tensor] # (student, teacher, labels [B]) -> scalar; a module is trained along with the student
     taps:tuple[str, ...] = () # maps it needs, by the names the student declares
     teacher_taps:tuple[str, ...]|None = None # the teacher's names where they differ
 
@@ -117,32 +117,52 @@ class _TermMetric(Metric):
     @property
     def name(self): return self._name
 
+# %% ../nbs/03_distill.ipynb #6c70ce69
+def _lend(params:list[Tensor], opt)->Callable[[], None]:
+    "Put parameters into the last group of an optimiser; the result takes them and their state out again"
+    group, state, ids = opt.param_groups[-1]['params'], getattr(opt, 'opt', opt).state, {id(p) for p in params}
+    group.extend(params)
+    def back():
+        kept = [p for p in group if id(p) not in ids]
+        group.clear(); group.extend(kept)
+        for p in params: state.pop(p, None); p.grad = None
+    return back
+
 # %% ../nbs/03_distill.ipynb #f967c9b9
 class DistillCallback(Callback):
-    "Add distillation terms: `hard * loss + sum(weight * term)`, in validation too; events before_fit, before_batch, after_pred, after_loss, after_fit"
+    "Add distillation terms: `hard * loss + sum(weight * term)`, in validation too; events before_fit, before_batch, after_pred, after_loss, after_batch, after_fit"
     order = GradientAccumulation.order - 1
 
     def __init__(self,
-        teacher:nn.Module, # a `Teacher`
+        teacher:nn.Module|None, # a `Teacher`; None: the terms need none, as among peers
         terms:Iterable[Term], # what is added
         hard:float=1., # weight of the learner's own loss (hard labels)
         student:Sequence[str]=('rgb',), # keys of the inputs the student reads
         inputs:Sequence[str]=('depth',), # keys of the inputs the teacher reads
     ):
-        if not isinstance(teacher, Teacher): raise ModelError(f'teacher is a {type(teacher).__name__}: wrap it as Teacher(model), which keeps it frozen')
+        if teacher is not None and not isinstance(teacher, Teacher): raise ModelError(f'teacher is a {type(teacher).__name__}: wrap it as Teacher(model), which keeps it frozen')
         self.teacher, self.terms, self.hard, self.student, self.inputs = teacher, list(terms), hard, tuple(student), tuple(inputs)
         self.values, self.live, self._open = {}, False, ExitStack()
+        if len({t.name for t in self.terms}) < len(self.terms): raise ModelError(f'terms {", ".join(t.name for t in self.terms)}: two have one name, and would share a column; give one another name')
+        self.modules = list(dict.fromkeys(t.fn for t in self.terms if isinstance(t.fn, nn.Module)))
 
     def before_fit(self):
         self._open.close()
         self._check(self.dls.signals)
-        self.teacher.to(self.dls.device)
-        prefix = 'streams.0.' if len(self.teacher.streams) == 1 else ''
         self._s_maps = self._watch(self.model, {n: n for t in self.terms for n in t.taps}, detach=False)
-        self._t_maps = self._watch(self.teacher, {n: prefix + n for t in self.terms for n in t.teacher_taps or t.taps})
+        if self.teacher is not None: self._t_maps = self._watch(self.teacher.to(self.dls.device), {n: self.teacher_tap(n) for t in self.terms for n in (t.taps if t.teacher_taps is None else t.teacher_taps)})
+        self._tell('before_fit')
+        for m in self.modules: m.to(self.dls.device)
+        if self.opt is not None: self._open.callback(_lend([p for m in self.modules for p in m.parameters() if p.requires_grad], self.opt)) # None: only validated
         self._columns = [_TermMetric(t.name, self.values) for t in self.terms]
         self.learn.metrics = self.learn.metrics + self._columns
         self.live = True
+
+    def teacher_tap(self, name:str)->str: return f'streams.0.{name}' if len(self.teacher.streams) == 1 else name # full name of a tap
+
+    def _tell(self, event):
+        "Terms that keep something of their own hear of the event"
+        for m in self.modules: getattr(m, event, lambda _: None)(self)
 
     def _check(self, signals):
         keys = [s.key for s in signals]
@@ -156,9 +176,11 @@ class DistillCallback(Callback):
     def before_batch(self):
         x = dict(zip([s.key for s in self.dl.signals], self.learn.xb))
         self.learn.xb, self._privileged = tuple(x[k] for k in self.student), [x[k] for k in self.inputs]
+        for m in self.modules: m.train(self.training)
+        if self.live: self._tell('before_batch')
 
     def after_pred(self):
-        if self.live: self._taught = Outputs(self.teacher(*self._privileged).float(), self._t_maps())
+        if self.live: self._taught = self.teacher and Outputs(self.teacher(*self._privileged).float(), self._t_maps())
 
     def after_loss(self):
         if not self.live: return
@@ -167,6 +189,9 @@ class DistillCallback(Callback):
         self.learn.loss_grad = self.hard*self.learn.loss_grad + sum(t.weight*values[t.name] for t in self.terms)
         self.learn.loss = self.learn.loss_grad.detach().clone()
         self.values.update({k: v.item() for k, v in values.items()})
+
+    def after_batch(self):
+        if self.live: self._tell('after_batch')
 
     def after_fit(self):
         if not self.live: return

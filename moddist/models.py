@@ -154,9 +154,19 @@ def _frames(x:Tensor)->Tensor:
     return fold(x.contiguous(memory_format=torch.channels_last_3d))
 
 # %% ../nbs/02_models.ipynb #5dff2a24
+class _Pointwise(nn.Conv2d):
+    "A 1x1 convolution that strides by slicing where maps are large"
+    def forward(self, x):
+        if x.shape[-1]*x.shape[-2] < 1024: return super().forward(x)
+        a, b = self.stride
+        return F.conv2d(x[..., ::a, ::b], self.weight, self.bias, groups=self.groups)
+
 def _channels_last(model:nn.Module):
+    "Weights with channels last in memory; strided 1x1 convolutions slice"
     for m in model.modules():
-        if isinstance(m, nn.Conv2d): m.to(memory_format=torch.channels_last)
+        if not isinstance(m, nn.Conv2d): continue
+        m.to(memory_format=torch.channels_last)
+        if type(m) is nn.Conv2d and m.kernel_size == (1, 1) and m.padding == (0, 0) and max(m.stride) > 1: m.__class__ = _Pointwise
 
 # %% ../nbs/02_models.ipynb #5b95c746
 class Stream(nn.Module):

@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 import torch
 from .core import DataError, ModelError, Signal, signal
-from .data import ClipInputs, load_clip
+from .clips import load_clip
+from .inputs import ClipInputs
 from .models import capture, taps
 
 # %% ../nbs/04_viz.ipynb #e655c5c7

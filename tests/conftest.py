@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from moddist.core import DataError
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('MODDIST_TEST_DATA', ROOT.parent/'shared'/'data'))
 
@@ -27,3 +29,12 @@ def _own_settings(tmp_path, monkeypatch):
 def can_be_interrupted():
     "For `Popen(preexec_fn=...)`: a child that obeys Ctrl-C also where the test run was started in the background, which ignores it"
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def refused(call, *words, kind=DataError):
+    "The message of the error that `call` must raise: one line with these words"
+    with pytest.raises(kind) as e: call()
+    text = str(e.value)
+    assert text and '\n' not in text
+    for w in words: assert str(w) in text, text
+    return text

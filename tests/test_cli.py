@@ -22,7 +22,7 @@ from moddist.models import load_model
 from moddist.recipes import Garcia2018, loaders
 
 torch.set_num_threads(1)
-COMMANDS = ['demo', 'inspect', 'doctor']
+COMMANDS = ['demo', 'data', 'inspect', 'preflight', 'evaluate', 'stress', 'doctor']
 SCRIPT = Path(sys.executable).with_name('moddist')
 MODDIST = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, '-c', 'from moddist.cli import main; main()']
 
@@ -325,3 +325,26 @@ def test_ctrl_c_while_training(here, tmp_path):
     done = {p.parent.name for p in (tmp_path/'run').glob('*/record.json')}
     assert 'rgb' in done and 'student' not in done and not list(tmp_path.rglob('.partial-*'))
     for name in done: load_model(tmp_path/'run'/name/'model.safetensors')
+
+
+def test_evaluate_writes_the_gap_report(copy, call):
+    "Verdict, intervals and the four roles, as text, JSON and a figure; the predictions lie beside the models"
+    code, said, _ = call('evaluate', copy, '--out', copy/'report'/'gap.json')
+    assert code == 0 and any(v in said for v in ('BEATS', 'NO DIFFERENCE', 'WORSE')) and '1 seed' in said
+    found = read_json(copy/'report'/'gap.json')
+    assert 'rgb+hallucination' in str(found) and (copy/'report'/'gap.html').stat().st_size > 1e6
+    code, _, words = call('evaluate', copy, copy)
+    assert code == 1 and 'seed' in words and '\n' not in words.strip()
+
+
+def test_stress_and_preflight(copy, call):
+    "A curve whose first level is the clean number, a sentence about the crossing; reasons before the expensive steps"
+    code, said, _ = call('stress', copy, '--levels', '0,1', '--out', copy/'s.html')
+    clean = json.loads((copy/'results.json').read_text())['rows']
+    want = next(r['top1'] for r in clean if r['name'] == 'rgb+depth')
+    row = next(l.split() for l in said.splitlines() if 'rgb+depth' in l and ' 0.0 ' in l)
+    assert code == 0 and any(abs(float(v) - want) < 1e-4 for v in row if v.replace('.', '').isdigit()) and 'overtake' in said and (copy/'s.html').is_file()
+    code, said, _ = call('preflight', copy)
+    assert code == 0 and any(w in said for w in ('GO:', 'UNCLEAR:')) and 'held-out' in said
+    code, _, words = call('stress', copy, '--levels', 'many')
+    assert code == 1 and 'many' in words

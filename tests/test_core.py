@@ -1,6 +1,7 @@
 """Settings, seeds, atomic writes and errors: who wins, what is refused by name, and what is left behind when things go wrong."""
 import errno
 import os
+import threading
 import pickle
 import signal as signal_
 import subprocess
@@ -243,7 +244,7 @@ def test_full_disk_while_writing_videos_and_depth(tmp_path, monkeypatch):
     from moddist.files import write_png16, write_video
     frames = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
     (tmp_path/'out').mkdir()
-    (tmp_path/'out'/f'.partial-{os.getpid()}-v.avi').symlink_to('/dev/full')
+    (tmp_path/'out'/f'.partial-{os.getpid()}-{threading.get_native_id()}-v.avi').symlink_to('/dev/full')
     (tmp_path/'out'/'full.png').symlink_to('/dev/full')
     for call in (lambda: write_video(tmp_path/'out'/'v.avi', frames), lambda: write_png16(tmp_path/'out'/'d', frames[..., 0].astype(np.uint16), '../full.png')):
         with pytest.raises(ModdistError) as e: call()

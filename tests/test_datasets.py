@@ -73,7 +73,7 @@ def tree(tmp_path):
 
 def test_ntu_index_reads_every_layout(tree):
     df = ntu.index(tree)
-    assert list(df.columns) == ['clip_id', 'setup', 'camera', 'subject', 'replication', 'label', 'action', 'rgb', 'depth', 'ir', 'skeleton']
+    assert list(df.columns) == ['clip_id', 'setup', 'camera', 'subject', 'replication', 'label', 'action', 'rgb', 'depth', 'ir', 'skeleton', 'depth_masked']
     assert df.clip_id.tolist() == sorted(STEMS) and df[['rgb', 'depth', 'ir', 'skeleton']].notna().all().all()
     for key in ('rgb', 'depth', 'ir', 'skeleton'):
         assert all(os.path.exists(p) and c in os.path.basename(p) for p, c in zip(df[key], df.clip_id))
@@ -232,7 +232,7 @@ def test_published_counts(full):
     assert (n.train, n.test) == (37_920, 18_960)
     assert ntu.check_counts(full.iloc[100:]).missing.total == 100
     assert (ntu.COUNTS[ntu.COUNTS.with_skeleton].total == [56_880 - 302]*2 + [114_480 - 535]*2).all()
-    one_line(ntu.check_counts, full, 'cross-setup-120')
+    one_line(ntu.check_counts, full, 'one-shot-120')
 
 
 @pytest.mark.parametrize('per_class,n', [(2, 1), (10, 1), (40, 2), (309, 15), (310, 31), (632, 31)])

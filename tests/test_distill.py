@@ -343,3 +343,14 @@ def test_any_pair_of_signals(clips, tmp_path):
     c = replace(SMALL, teacher='view2:rgb')
     models = run(df, tmp_path/'r', c, only=['rgb+hallucination'])
     assert set(models) == {'rgb', 'view2', 'rgb+view2', 'hallucination', 'rgb+hallucination'}
+
+
+def test_any_backbone_with_taps(clips, tmp_path):
+    "A 3-D network imitates another at its last tap; the run can be opened again"
+    few = clips[(clips.camera == 1)]
+    c = replace(SMALL, stream='r3d_18', bs=4, crop=32, size=32)
+    models = run(few, tmp_path/'r', c, only=['hallucination'])
+    assert type(models['hallucination']).__name__ == 'VideoStream'
+    again = run(few, tmp_path/'r', c, only=['hallucination'])
+    assert same(again['hallucination'].state_dict(), models['hallucination'].state_dict())
+    assert any('features' in h for h in read_json(tmp_path/'r'/'hallucination'/'record.json')['history'])

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import refused
 import torch
 from torch import nn
 
@@ -72,12 +73,6 @@ def test_group_accuracy():
 
 
 # ---------------------------------------------------------------- what is refused
-
-def refused(call, *words):
-    with pytest.raises(DataError) as e: call()
-    assert '\n' not in str(e.value)
-    for w in words: assert w in str(e.value)
-
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
 def test_logits_that_are_not_finite(bad):

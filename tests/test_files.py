@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import real_data
+from conftest import real_data, refused
 
 from moddist import files
 from moddist.core import MODALITIES, DataError
@@ -14,15 +14,6 @@ from moddist.files import frame_shape, read_frames, read_mat, read_png16, read_v
 
 RGB, DEPTH, IR = (MODALITIES[k] for k in ('rgb', 'depth', 'ir'))
 T, H, W = 60, 48, 64
-
-
-def refused(call, *words):
-    "The message of the DataError that `call` must raise: one line with these words"
-    with pytest.raises(DataError) as e: call()
-    text = str(e.value)
-    assert text and '\n' not in text
-    for w in words: assert str(w) in text, text
-    return text
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -266,7 +257,7 @@ def test_videos_that_are_none(videos, tmp_path):
         box.start_encoding()
     for name, word in (('empty.avi', 'not a readable video'), ('text.avi', 'not a readable video'), ('folder.avi', 'no such video'), ('none.avi', 'no such video'), ('sound.mp4', 'no video stream'), ('noframes.avi', '')):
         refused(lambda: read_video(tmp_path/name), name, word)
-        refused(lambda: frame_shape(tmp_path/name, RGB), name, word)
+        refused(lambda: frame_shape(tmp_path/name, RGB), name, '0 frames' if name == 'folder.avi' else word) # a folder might hold images
 
 
 @pytest.mark.parametrize('index', [[], [-1], [T], [0, 10**9]])
@@ -354,7 +345,7 @@ def test_a_jpeg_called_png(tmp_path):
 def test_folders_that_hold_no_depth(tmp_path):
     (tmp_path/'empty').mkdir()
     (tmp_path/'file').touch()
-    for name, word in (('empty', '0 PNG frames'), ('none', 'no such folder'), ('file', 'no such folder')):
+    for name, word in (('empty', '0 frames'), ('none', 'folder of images'), ('file', 'folder of images')):
         refused(lambda: read_png16(tmp_path/name), tmp_path/name, word)
         refused(lambda: frame_shape(tmp_path/name, DEPTH), tmp_path/name, word)
 
