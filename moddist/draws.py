@@ -9,7 +9,8 @@ __all__ = ['SAMPLINGS', 'ClipDraw', 'ClipSampler', 'draw', 'same_time', 'Window'
 
 # %% ../nbs/00c_draws.ipynb #d1af5e73
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+import math
 import numpy as np
 from .core import DataError, Modality, rng
 from .files import resize_frames
@@ -25,6 +26,8 @@ class ClipDraw:
     left:float # the same horizontally
     flip:bool # mirrored left-right
     scale:float=1. # size of the whole picture relative to the sampler's
+    zoom:float=1. # enlargement about the middle of the window
+    angle:float=0. # turn about the middle of the window, degrees, counter-clockwise as seen
 
 @dataclass
 class ClipSampler:
@@ -39,6 +42,9 @@ class ClipSampler:
     epoch:int=0 # counted by the data loader; draws differ between epochs
     short_side:int|None=None # instead of `size`: resize the shorter side to this, px, and keep the proportions
     scale:tuple[float, float]=(1., 1.) # in training the picture is larger by a factor drawn from this range (needs `crop`)
+    zoom:tuple[float, float]=(1., 1.) # in training the content of the window is enlarged by a factor from this range; below 1 it shrinks and its surroundings come into view
+    rotate:float=0. # in training the content is turned by up to this many degrees either way
+    tempo:float=0. # in training a part of the clip is stretched over the whole: up to this share of it is left out, 0..1
     interval:int=8 # frames between two frames of `dense`
     clips:int=1 # views in time, in tests
     crops:int=1 # windows in tests: 1 = centre, 3 = left, right, centre of the long side
@@ -48,12 +54,16 @@ class ClipSampler:
     samples:int=128 # samples of a series such as inertial
     sound_hz:int=16_000 # sampling rate of audio
     sound_s:float=1.116 # seconds of audio around each frame (radevski2022 4.5)
+    slots:int|None=None # draws of a clip, in training: epoch e draws as epoch e % slots; None = new ones in every epoch
 
     def __post_init__(self):
-        self.size, self.crop, self.scale = _pair(self.size), _pair(self.crop), tuple(self.scale)
+        self.size, self.crop, self.scale, self.zoom = _pair(self.size), _pair(self.crop), tuple(self.scale), tuple(self.zoom)
         if self.sampling not in SAMPLINGS: raise DataError(f'sampling={self.sampling!r}: expected one of {", ".join(SAMPLINGS)}')
         for name in ('clip_len', 'interval', 'clips'):
             if getattr(self, name) < 1: raise DataError(f'{name}={getattr(self, name)}: expected at least 1')
+        for name, ok, what in (('zoom', 0 < self.zoom[0] <= self.zoom[-1], '(low, high), 0 < low <= high'), ('rotate', 0 <= self.rotate <= 180, 'degrees in 0..180'), ('tempo', 0 <= self.tempo < 1, '0 or more, below 1')):
+            if not ok: raise DataError(f'{name}={getattr(self, name)}: expected {what}')
+        if self.slots is not None and self.slots < 1: raise DataError(f'slots={self.slots}: expected at least 1, or None')
         if self.crops not in (1, 3): raise DataError(f'crops={self.crops}: expected 1 (centre) or 3 (left, right, centre)')
         if self.size and self.short_side: raise DataError(f'size={self.size} and short_side={self.short_side}: give one of them')
         if self.scale != (1, 1) and (not self.crop or min(self.scale) < 1): raise DataError(f'scale={self.scale}: expected factors of at least 1, and a crop, or the clips of a batch differ in size')
@@ -61,6 +71,8 @@ class ClipSampler:
 
     @property
     def views(self)->int: "Readings of one clip in tests"; return self.clips*self.crops
+    @property
+    def slot(self)->int: "What the draws of this epoch are keyed by"; return self.epoch % self.slots if self.slots else self.epoch
 
 def _pair(x): return (x, x) if isinstance(x, int) else tuple(x) if x is not None else None
 
@@ -95,6 +107,16 @@ def _times(s, n, r, view=0):
     else: index = (_parts if how == 'middle' else _segments)(n, k*clips, r)
     return index[view*k:(view + 1)*k] if s.chunks else index[view::clips]
 
+# %% ../nbs/00c_draws.ipynb #b0910a4d
+def _view(s, d, n, clip_id):
+    "Zoom, turn and tempo of a training draw"
+    if s.zoom == (1, 1) and not s.rotate and not s.tempo: return d
+    near, turn, part, place = (float(x) for x in rng(s.seed, s.slot, str(clip_id), 'view').random(4))
+    zoom = s.zoom[0]*(s.zoom[1]/s.zoom[0])**near                       # 1/2 is as likely as 2
+    keep = 1 - s.tempo*part
+    index = tuple(int(n*(place*(1 - keep) + keep*(i + .5)/n)) for i in d.index) if s.tempo else d.index
+    return replace(d, index=index, zoom=zoom, angle=s.rotate*(2*turn - 1))
+
 # %% ../nbs/00c_draws.ipynb #4ab1f4e3
 def draw(
     sampler:ClipSampler, # the settings
@@ -111,11 +133,12 @@ def draw(
         crop, clip = divmod(view, sampler.clips)
         along = (.5,)[crop] if sampler.crops == 1 else (0., 1., .5)[crop]
         return ClipDraw(tuple(_times(sampler, n_frames, None, clip).tolist()), along if portrait else .5, .5 if portrait else along, False)
-    r = rng(sampler.seed, sampler.epoch, str(clip_id))
+    r = rng(sampler.seed, sampler.slot, str(clip_id))
     top, left, flip = (float(x) for x in r.random(3))
     index = tuple(_times(sampler, n_frames, r).tolist())
     lo, hi = sampler.scale
-    return ClipDraw(index, top, left, flip < sampler.flip, 1. if lo == hi == 1 else float(r.uniform(lo, hi)))
+    scale = 1. if lo == hi == 1 else float(r.uniform(lo, hi))
+    return _view(sampler, ClipDraw(index, top, left, flip < sampler.flip, scale), n_frames, clip_id)
 
 # %% ../nbs/00c_draws.ipynb #ebbc75f9
 def same_time(
@@ -136,6 +159,22 @@ class Window:
     height:int # of the window
     width:int # of the window
     flip:bool=False # mirrored left-right after cutting
+    zoom:float=1. # its content is enlarged about its middle
+    angle:float=0. # and turned, degrees, counter-clockwise as seen; both before mirroring
+
+    @property
+    def matrix(self)->np.ndarray: # [2, 2]
+        "Maps offsets (x right, y down) from the middle of the upright window to where they are seen"
+        c, s = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        return self.zoom*np.array([[c, s], [-s, c]])
+
+    def seen(self,
+        xy:np.ndarray, # [..., 2] px of the upright window
+    )->np.ndarray: # [..., 2] px, zoomed and turned, not yet mirrored
+        "Where points of the upright window are seen"
+        if self.zoom == 1 and not self.angle: return xy
+        middle = np.array([self.width/2, self.height/2])
+        return ((xy - middle) @ self.matrix.T + middle).astype(np.float32)
 
 def window(
     sampler:ClipSampler, # size, short_side, crop
@@ -148,7 +187,20 @@ def window(
     h, w = (int(v*drawn.scale) for v in sampler.size or (h, w))
     ch, cw = sampler.crop or (h, w)
     if ch > h or cw > w: raise DataError(f'crop {(ch, cw)} is larger than the {h}x{w} px frames; lower crop, or set size or short_side')
-    return Window((h, w), round(drawn.top*(h - ch)), round(drawn.left*(w - cw)), ch, cw, drawn.flip)
+    return Window((h, w), round(drawn.top*(h - ch)), round(drawn.left*(w - cw)), ch, cw, drawn.flip, drawn.zoom, drawn.angle)
+
+# %% ../nbs/00c_draws.ipynb #019e5e9b
+def _turned(frames, w, modality):
+    "Zoom and turn about the middle of the window, then cut"
+    import cv2
+    vectors = modality.mirror == 'negate-u'
+    back = np.linalg.inv(w.matrix)
+    middle = np.array([w.width, w.height])/2
+    shift = np.array([w.x, w.y]) + middle - .5 - back @ (middle - .5)
+    how = (cv2.INTER_NEAREST if modality.interpolation == 'nearest' else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
+    border = cv2.BORDER_CONSTANT if vectors or modality.interpolation == 'nearest' else cv2.BORDER_REPLICATE
+    out = np.stack([cv2.warpAffine(np.ascontiguousarray(f), np.c_[back, shift], (w.width, w.height), flags=how, borderMode=border).reshape(w.height, w.width, -1) for f in frames])
+    return (out @ w.matrix.T.astype(out.dtype)) if vectors else out
 
 # %% ../nbs/00c_draws.ipynb #fa2420a1
 def cut_frames(
@@ -157,7 +209,8 @@ def cut_frames(
     modality:Modality, # what a mirror does to the values
 )->np.ndarray: # [T, height, width, C]
     "Cut a window out of resized frames and mirror it"
-    frames = frames[:, window.y:window.y + window.height, window.x:window.x + window.width]
+    if window.zoom == 1 and not window.angle: frames = frames[:, window.y:window.y + window.height, window.x:window.x + window.width]
+    else: frames = _turned(frames, window, modality)
     if not window.flip: return frames
     frames = frames[:, :, ::-1]
     return frames*np.array([-1, 1], frames.dtype) if modality.mirror == 'negate-u' else frames

@@ -352,6 +352,9 @@ def place_boxes(
     out = np.array(boxes, dtype=np.float32)
     x = out[..., [0, 2]]*(window.size[1]/native[1]) - window.x
     y = out[..., [1, 3]]*(window.size[0]/native[0]) - window.y
+    if window.zoom != 1 or window.angle:
+        corners = window.seen(np.stack([x[..., [0, 0, 1, 1]], y[..., [0, 1, 0, 1]]], -1)) # a turned box is replaced by the upright one around it
+        x, y = (np.stack([c.min(-1), c.max(-1)], -1) for c in (corners[..., 0], corners[..., 1]))
     if window.flip: x, out[..., 6] = window.width - x[..., ::-1], np.array([0, 2, 1])[out[..., 6].astype(int)]
     x, y = x.clip(0, window.width), y.clip(0, window.height)
     out[..., [0, 2]], out[..., [1, 3]] = x, y
@@ -372,7 +375,9 @@ def place_joints(
     if unit == 'px':
         out[..., 0] = out[..., 0]*(window.size[1]/native[1]) - window.x
         out[..., 1] = out[..., 1]*(window.size[0]/native[0]) - window.y
+        out[..., :2] = window.seen(out[..., :2])
         out[~((out[..., 0] >= 0) & (out[..., 0] <= window.width) & (out[..., 1] >= 0) & (out[..., 1] <= window.height))] = np.nan
+    elif window.angle: out[..., :2] = out[..., :2] @ (window.matrix/window.zoom).astype(np.float32) # about the optical axis; y points up
     if not window.flip: return out
     out[..., 0] = window.width - out[..., 0] if unit == 'px' else -out[..., 0]
     return out[..., _mirrored(out.shape[2]), :]

@@ -115,7 +115,8 @@ def pipelines(some):
     crop = some(st.tuples(st.integers(h*2//3, h), st.integers(w*2//3, w)))
     scale = some(st.sampled_from([(1., 1.), (1., 1.4), (1.15, 1.43)]))
     s = ClipSampler(some(st.integers(1, 6)), some(st.sampled_from(SAMPLINGS)), size, crop if scale != (1, 1) else some(st.sampled_from([None, crop])), some(st.sampled_from([0., .5, 1.])),
-                    reference, some(st.integers(0, 2**31)), some(st.integers(0, 50)), short, scale, interval=some(st.integers(1, 6)),
+                    reference, some(st.integers(0, 2**31)), some(st.integers(0, 50)), short, scale, some(st.sampled_from([(1., 1.), (.8, 1.3)])), some(st.sampled_from([0., 12., 180.])),
+                    some(st.sampled_from([0., .5])), interval=some(st.integers(1, 6)),
                     clips=some(st.integers(1, 3)), crops=some(st.sampled_from([1, 3])), chunks=some(st.booleans()))
     return s, some(st.integers(0, len(CLIPS) - 1)), some(st.booleans()), some(st.integers(0, s.views - 1))
 
@@ -137,8 +138,11 @@ def test_every_signal_shows_the_same_place_and_time(clips, p):
     for t in d.index:                                                  # the oracle: from the fractions of the scene, without the readers
         y0, y1, x0, x1 = place(i, (t + .5)/n_ref)
         cy, cx = (y0 + y1)/2*w.size[0] - w.y, (x0 + x1)/2*w.size[1] - w.x
+        a, oy, ox = np.radians(w.angle), cy - w.height/2, cx - w.width/2                       # turned and enlarged about the middle, y downwards
+        cy, cx = (w.height/2 + w.zoom*(oy*np.cos(a) - ox*np.sin(a)), w.width/2 + w.zoom*(ox*np.cos(a) + oy*np.sin(a)))
         expected.append(np.array([cy, w.width - cx if w.flip else cx]))
-        ry, rx = SQUARE/2*w.size[0] + 3, SQUARE*.375*w.size[1] + 3
+        ry, rx = SQUARE/2*w.size[0], SQUARE*.375*w.size[1]
+        ry, rx = (w.zoom*(p*abs(np.cos(a)) + q*abs(np.sin(a))) + 3 for p, q in ((ry, rx), (rx, ry)))
         whole.append(ry < cy < w.height - ry and rx < cx < w.width - rx)
     for key in KINDS:
         clip = load_clip(row, key, s, train, view=view)
@@ -158,12 +162,14 @@ def test_every_signal_shows_the_same_place_and_time(clips, p):
 
 
 def vectors_follow(clip, d, w, n_ref, whole):
-    "u and v grow with the picture, u turns in a mirror: at the middle of the marker"
+    "u and v grow and turn with the picture, u changes sign in a mirror: at the middle of the marker"
     x = clip.as_subclass(torch.Tensor).numpy()
     for t, j, inside in zip(range(len(d.index)), same_time(d.index, n_ref, FILES['flow'][0]), whole):
         if not inside: continue
         y, z = np.argwhere(abs(x[0, t]) > abs(x[0, t]).max()/2).mean(0).astype(int)
-        assert x[0, t, y, z]*(-1 if w.flip else 1) == pytest.approx((1 + U*j)*w.size[1]/80, rel=1e-3) and x[1, t, y, z] == pytest.approx(.5*w.size[0]/60, rel=1e-3)
+        u, v, c, s = (1 + U*j)*w.size[1]/80, .5*w.size[0]/60, np.cos(np.radians(w.angle)), np.sin(np.radians(w.angle))
+        want = w.zoom*(u*c + v*s)*(-1 if w.flip else 1), w.zoom*(v*c - u*s)
+        assert x[:, t, y, z] == pytest.approx(want, rel=1e-3, abs=1e-3)
 
 
 def test_markers_were_compared():
@@ -181,6 +187,40 @@ def test_flow_scales_and_turns(size, flip):
     out = place_frames(flow, Window(size, 2, 3, 20, 30, flip), MODALITIES['flow'])
     assert out.shape == (2, 20, 30, 2)
     assert np.allclose(out[..., 0], (-3 if flip else 3)*size[1]/80) and np.allclose(out[..., 1], -2*size[0]/60)
+
+
+@pytest.mark.parametrize('angle, want', ((90, (-2, -3)), (180, (-3, 2)), (0, (3, -2))))
+def test_flow_turns_with_the_picture(angle, want):
+    "Counter-clockwise as seen: what went right goes up (v is negative upwards)"
+    flow = np.tile(np.float32([3, -2]), (2, 60, 80, 1))
+    out = place_frames(flow, Window((60, 80), 20, 30, 10, 10, False, 2., angle), MODALITIES['flow'])
+    assert out.shape == (2, 10, 10, 2) and np.allclose(out, 2*np.float32(want), atol=1e-4)
+
+
+def test_views_leave_the_rest_of_a_draw_alone():
+    "Zoom, turn and tempo come from a generator of their own; none in tests"
+    plain, strong = ClipSampler(8, 'coin', crop=40, flip=.5, scale=(1., 1.2)), ClipSampler(8, 'coin', crop=40, flip=.5, scale=(1., 1.2), zoom=(.8, 1.25), rotate=20)
+    angles = []
+    for e in range(200):
+        a, b = (draw(replace(s, epoch=e), 'a', 40, True) for s in (plain, strong))
+        assert a == replace(b, zoom=1., angle=0.) and .8 <= b.zoom <= 1.25 and abs(b.angle) <= 20
+        angles.append(b.angle)
+    assert min(angles) < -15 and max(angles) > 15
+    assert draw(strong, 'a', 40, False) == draw(plain, 'a', 40, False)
+
+
+def test_tempo_stretches_a_part():
+    whole = draw(ClipSampler(8), 'a', 8, True).index
+    for e in range(100):
+        got = np.array(draw(ClipSampler(8, tempo=.5, epoch=e), 'a', 8, True).index)
+        assert len(got) == len(whole) and (np.diff(got) >= 0).all() and 0 <= got[0] and got[-1] < 8 and got[-1] - got[0] >= 3
+
+
+def test_depth_keeps_its_values_when_turned():
+    depth = np.random.default_rng(0).choice([0, 1500, 3000], (2, 40, 50, 1)).astype(np.uint16)
+    assert set(np.unique(place_frames(depth, Window((40, 50), 5, 5, 30, 30, True, 1.3, 17.), MODALITIES['depth']))) <= {0, 1500, 3000}
+    empty = place_frames(np.full((1, 40, 50, 1), 1500, np.uint16), Window((40, 50), 0, 0, 40, 50, False, 1., 45.), MODALITIES['depth'])[0]
+    assert empty[0, 0] == 0 and empty[20, 25] == 1500                     # beyond the picture there is no reading
 
 
 def test_depth_is_never_blended_across_a_hole():
