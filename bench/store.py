@@ -185,7 +185,6 @@ def main():
     args = p.parse_args()
 
     import cv2
-    import numpy as np
     import pandas as pd
     import torch
     from machine import machine

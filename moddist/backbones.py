@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import ClipTensor, ModelError
-from .models import Stream, Tap, fold, unfold
+from .models import Stream, Tap, fold, read_weights, unfold
 
 # %% ../nbs/02a_backbones.ipynb #e92841ff
 @dataclass(frozen=True)
@@ -58,24 +58,22 @@ def _net(arch:str)->nn.Module:
 
 # %% ../nbs/02a_backbones.ipynb #476e7c26
 def _walk_swin(net:nn.Module, x:Tensor)->Tensor: # [B, C, T, H, W] -> [B, 768, T/2, H/32, W/32]
-    show = lambda name, h: net.taps[name](h.permute(0, 4, 1, 2, 3))
-    h = net.pos_drop(net.patch_embed(x)) # [B, T, h, w, C]
-    show('patch', h)
-    for i in (1, 2, 3):
-        h = net.features[2*i-1](net.features[2*i-2](h)) # blocks, then merging
-        show(f'stage{i}', h)
-    return show('stage4', net.norm(net.features[6](h)))
+    through = lambda name, h: net.taps[name](h.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1) # what is put into a tap goes on
+    h = through('patch', net.pos_drop(net.patch_embed(x))) # [B, T, h, w, C]
+    for i in (1, 2, 3): h = through(f'stage{i}', net.features[2*i-1](net.features[2*i-2](h))) # blocks, then merging
+    return through('stage4', net.norm(net.features[6](h))).permute(0, 4, 1, 2, 3)
 
 # %% ../nbs/02a_backbones.ipynb #f78a3f9c
 def _walk_mvit(net:nn.Module, x:Tensor)->Tensor: # [B, C, 16, 224, 224] -> [B, 768, 8, 7, 7]
     x = net.conv_proj(x)
     h, size = net.pos_encoding(x.flatten(2).transpose(1, 2)), tuple(x.shape[2:])
-    show = lambda name, h: net.taps[name](h[:, 1:].transpose(1, 2).unflatten(2, size)) # without the class token
+    def through(name, h): # the class token goes round the tap
+        return torch.cat([h[:, :1], net.taps[name](h[:, 1:].transpose(1, 2).unflatten(2, size)).flatten(2).transpose(1, 2)], 1)
     ends = {0: 'stage1', 2: 'stage2', 13: 'stage3'}
     for i, block in enumerate(net.blocks):
         h, size = block(h, size)
-        if i in ends: show(ends[i], h)
-    return show('stage4', net.norm(h))
+        if i in ends: h = through(ends[i], h)
+    return through('stage4', net.norm(h))[:, 1:].transpose(1, 2).unflatten(2, size)
 
 # %% ../nbs/02a_backbones.ipynb #d392481e
 def _walk_resnet(net:nn.Module, x:Tensor)->Tensor: # [B, C, T, H, W] -> [B, 512, t, h, w]
@@ -240,19 +238,6 @@ def rename_keys(
         return k
     return {name(k): v for k, v in state.items()}
 
-# %% ../nbs/02a_backbones.ipynb #a033162a
-def _read_state(arch:str, weights:str|Path)->dict[str, Tensor]:
-    "A state dict from a file or by torchvision's name; nothing in it is executed"
-    from safetensors.torch import load_file
-    from torchvision.models import get_model_weights
-    names = {} if arch.startswith('hara_') or arch not in ARCHS else dict(get_model_weights(arch).__members__)
-    if str(weights) not in names and not Path(weights).is_file(): raise ModelError(f'{weights}: no such file, and not one of torchvision\'s weights for {arch} ({", ".join(names) or "it has none"})')
-    try:
-        if str(weights) in names: return names[str(weights)].get_state_dict(progress=False, check_hash=True)
-        state = load_file(weights) if str(weights).endswith('.safetensors') else torch.load(weights, map_location='cpu', weights_only=True)
-        return dict(state.get('state_dict', state))
-    except Exception as e: raise ModelError(f'{weights}: cannot be read as weights of {arch} ({(str(e) or type(e).__name__).splitlines()[0][:100]})') from e
-
 # %% ../nbs/02a_backbones.ipynb #e06166fa
 def _fill(stream:Stream, state:dict, source:str, head:bool):
     "Fill a stream from a state dict in our names; all of it, or all but head and projector"
@@ -267,7 +252,7 @@ def load_backbone(
     weights:str|Path, # torchvision's name, or a file in torchvision's or the official names
 ):
     "Fill everything but the heads; `ModelError` names the file and the first tensor that does not fit"
-    _fill(stream, rename_keys(_read_state(stream.arch, weights), stream.arch), str(weights), head=False)
+    _fill(stream, rename_keys(read_weights(stream.arch, weights), stream.arch), str(weights), head=False)
 
 # %% ../nbs/02a_backbones.ipynb #e3eb42d9
 def load_official(
@@ -275,7 +260,7 @@ def load_official(
     path:str|Path, # a checkpoint of the reference's `SwinModel`, `R3d` or `Stlt`
 )->Stream: # the same, filled, heads included
     "Fill a stream from a checkpoint of the reference's training code (src/modelling/models.py); heads are joined in the order of `stream.heads`"
-    state = rename_keys(_read_state(stream.arch, path), stream.arch)
+    state = rename_keys(read_weights(stream.arch, path), stream.arch)
     heads = {k.lower(): v for k, v in state.items() if k.startswith('classifiers.')}
     for part in ('weight', 'bias'):
         rows = [heads.get(f'classifiers.{n.lower()}.{part}') for n in stream.heads]

@@ -11,10 +11,10 @@ __all__ = ['INK', 'plot_terms', 'wilson', 'summary_rows', 'plot_table']
 from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
-from .core import DataError
+from .core import OKABE_ITO, DataError
 
 # %% ../nbs/04b_curves.ipynb #82692993
-INK = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000') # Okabe and Ito's colour-blind-safe palette
+INK = [OKABE_ITO[k] for k in ('blue', 'vermillion', 'green', 'purple', 'orange', 'sky', 'black')] # of lines, in this order
 
 def plot_terms(
     log:pd.DataFrame, # one row per epoch (or step); a column 'epoch' is the x axis; columns 'valid_x' are drawn with 'x' or 'train_x'

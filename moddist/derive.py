@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from .arrays import ARRAY_SUFFIX, write_array
 from .clips import has_value
-from .core import DataError, ModdistError, ModelError, device, progress, signal
+from .core import DataError, ModdistError, ModelError, device, progress, read_state, signal
 from .files import file_stamp, read_frames
 from .store import _kept, _noted, _settle, _source, _sources, _staged, _whole, clip_path
 
@@ -66,19 +66,9 @@ def _load_net(name, path, stamp, dev, how):
         except Exception as e: raise ModelError(f'{name}: weights not at hand and not to be downloaded ({type(e).__name__}); fetch {best.url} where there is a network and pass weights="its path"') from None
     bare = dict(weights=None, weights_backbone=None) if 'rcnn' in name else dict(weights=None)
     net = get_model(name, **bare, **dict(how))
-    try: net.load_state_dict(_read_weights(path))
+    try: net.load_state_dict(read_state(path))
     except RuntimeError as e: raise ModelError(f'{path}: weights that do not fit {name} ({str(e).splitlines()[-1].strip()[:90]})') from None
     return net.eval().to(dev)
-
-def _read_weights(path):
-    "A state dictionary; pickled code is never run"
-    if not Path(path).is_file(): raise ModelError(f'{path}: no such file of weights; correct the path')
-    try:
-        if path.endswith('.safetensors'):
-            from safetensors.torch import load_file
-            return load_file(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise ModelError(f'{path}: not a readable file of weights ({type(e).__name__}); expected a state dictionary, .pth or .safetensors') from None
 
 # %% ../nbs/01d_derive.ipynb #0b7caa9a
 def _raft(frames, weights, dev, what='raft'):

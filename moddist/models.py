@@ -6,8 +6,8 @@ Docs: https://moddist.github.io/moddist/models.html.md"""
 
 # %% auto #0
 __all__ = ['TEMPORAL_INITS', 'CONNECTIONS', 'fold', 'unfold', 'temporal_kernel', 'TemporalConv', 'gated', 'Tap', 'taps',
-           'capture', 'Stream', 'SmallStream', 'count_params', 'ResNetStream', 'TwoStream', 'build', 'save_model',
-           'load_model']
+           'capture', 'Stream', 'SmallStream', 'count_params', 'read_weights', 'ResNetStream', 'TwoStream', 'build',
+           'save_model', 'load_model']
 
 # %% ../nbs/02_models.ipynb #616201cf
 import json
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .core import ClipTensor, ModelError, atomic
+from .core import ClipTensor, ModelError, atomic, read_state
 
 # %% ../nbs/02_models.ipynb #d7dfbe04
 def fold(
@@ -267,16 +267,17 @@ def _unit(block:nn.Module, x:Tensor, r:Tensor, T:int)->Tensor:
     return h + (x if block.downsample is None else block.downsample(x))
 
 # %% ../nbs/02_models.ipynb #68a3e7c4
-def _read_weights(arch:str, weights:str|Path)->dict[str, Tensor]:
+def read_weights(
+    arch:str, # of torchvision; other names have files only
+    weights:str|Path, # torchvision's name, or a file
+)->dict[str, Tensor]: # as its maker named the tensors
     "A state dict by torchvision's name or from a file; nothing in it is executed"
-    from safetensors.torch import load_file
-    from torchvision.models import get_model_weights
-    names = get_model_weights(arch).__members__
-    if weights not in names and not Path(weights).is_file(): raise ModelError(f'{weights}: no such file, and not one of torchvision\'s weights ({", ".join(names)})')
-    try:
-        if weights in names: return names[weights].get_state_dict(progress=False, check_hash=True)
-        return load_file(weights) if str(weights).endswith('.safetensors') else torch.load(weights, map_location='cpu', weights_only=True)
-    except Exception as e: raise ModelError(f'{weights}: cannot be read as weights of {arch} ({(str(e) or type(e).__name__).splitlines()[0][:100]})') from e
+    from torchvision.models import get_model_weights, list_models
+    names = dict(get_model_weights(arch).__members__) if arch in list_models() else {}
+    if str(weights) not in names and not Path(weights).is_file(): raise ModelError(f'{weights}: no such file, and not one of torchvision\'s weights for {arch} ({", ".join(names) or "it has none"})')
+    if str(weights) not in names: return read_state(weights)
+    try: return names[str(weights)].get_state_dict(progress=False, check_hash=True)
+    except Exception as e: raise ModelError(f'{weights}: cannot be fetched for {arch} ({(str(e) or type(e).__name__).splitlines()[0][:100]}); download the file elsewhere and give its path') from e
 
 # %% ../nbs/02_models.ipynb #6670d7b5
 def _load_backbone(model:nn.Module, state:dict, source:str|Path):
@@ -309,7 +310,7 @@ class ResNetStream(Stream):
         for m in self.modules():
             if bn_momentum is not None and isinstance(m, (nn.BatchNorm2d, nn.BatchNorm3d)): m.momentum = bn_momentum
         _channels_last(self)
-        if weights is not None: _load_backbone(self, _read_weights(arch, weights), weights)
+        if weights is not None: _load_backbone(self, read_weights(arch, weights), weights)
 
     @property
     def stages(self)->list[nn.Sequential]: return [self.layer1, self.layer2, self.layer3, self.layer4]

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from .arrays import ARRAY_SUFFIX, PICTURES_SUFFIX, write_array, write_pictures
 from .clips import clip_extent, has_value, clip_span, frame_positions
-from .core import MODALITIES, DataError, Signal, atomic, progress, read_json, signal, write_json
+from .core import MODALITIES, PARTIAL, DataError, Signal, atomic, partial_path, progress, read_json, signal, write_json
 from .datasets.own import write_index
 from .draws import same_time
 from .files import frame_rate, frame_shape, read_frames, resize_frames
@@ -50,7 +50,7 @@ _RECORD = '.record.json'
 def _files(dest, clip_id, key)->list[Path]:
     "Everything kept of a signal of a clip, unfinished files included"
     name = re.escape(quote(key, safe=''))
-    return sorted(p for p in _folder(dest, clip_id).glob('*') if re.match(rf'(\.partial-\d+(-\d+)?-)*{name}\.', p.name))
+    return sorted(p for p in _folder(dest, clip_id).glob('*') if re.match(rf'({PARTIAL})*{name}\.', p.name))
 
 def _noted(dest, clip_id, key)->dict:
     "What the record of a signal says; {} without a readable one"
@@ -112,12 +112,11 @@ def _own(dest, row, key)->Path|None:
     return file if file and os.path.realpath(row[key]) == os.path.realpath(file) else None
 
 # %% ../nbs/01c_store.ipynb #23468756
-_PARTIAL = re.compile(r'(\.partial-\d+(-\d+)?-)+')
+_PARTIAL = re.compile(f'({PARTIAL})+')
 
 def _staged(dest, clip_id, key, suffix)->Path:
     "Where a file is made before it takes its place"
-    path = clip_path(dest, clip_id, key, suffix)
-    return path.with_name(f'.partial-{os.getpid()}-{path.name}')
+    return partial_path(clip_path(dest, clip_id, key, suffix))
 
 def _sources(df:pd.DataFrame, keys:Iterable[str])->set[str]:
     "Real paths of all that an index names: the columns `keys`, and whatever else looks like a path"

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import ModelError
-from .distill import DistillCallback, Outputs, Term
+from .distill import DistillCallback, Term
 from .losses import LossError, hallucination_loss
 from .models import Tap, fold, taps
 from .more_losses import (_labelled, admd_discriminator_loss, admd_generator_loss, attention_transfer_loss, cc_loss, cka_loss, coral_loss, crd_loss, dist_loss, dkd_loss,

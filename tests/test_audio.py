@@ -9,7 +9,6 @@ from hypothesis import given, settings, strategies as st
 
 from moddist import audio
 from moddist.audio import audio_image, audio_length, augment_audio, hz_of, mel, mel_filters, mel_of, read_audio, windows
-from moddist.core import DataError
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -101,6 +101,20 @@ def test_last_tap_is_what_the_head_sees(swin, hara):
         assert torch.equal(stream.forward_head(seen.maps[last]), z)
 
 
+@pytest.mark.parametrize('arch, shape', [('swin3d_t', (1, 3, 2, 32, 32)), ('r3d_18', (1, 3, 4, 32, 32)), ('mvit_v2_s', (1, 3, 16, 224, 224))])
+def test_what_is_put_into_a_tap_goes_on(arch, shape):
+    "Maps can be exchanged at every tap, as a swap test and Grad-CAM need"
+    stream = VideoStream(arch, 3).eval()
+    x = clips(*shape)
+    with torch.no_grad():
+        z = stream(x)
+        for name in list(taps(stream))[:: 1 if arch != 'mvit_v2_s' else 3]:
+            hook = stream.taps[name].register_forward_hook(lambda m, i, out: torch.zeros_like(out))
+            assert not torch.equal(stream(x), z), name
+            hook.remove()
+        assert torch.equal(stream(x), z)
+
+
 def test_maps_carry_gradients(swin):
     x = clips(1, 3, 2, 32, 32)
     for name in taps(swin):
@@ -420,5 +434,5 @@ def test_no_file_is_executed(tmp_path, capsys):
     (tmp_path/'bomb.pth').write_bytes(pickle.dumps({'state_dict': Bomb()}))
     torch.save({'state_dict': Bomb()}, tmp_path/'bomb2.pth')
     for name in ('bomb.pth', 'bomb2.pth'):
-        with pytest.raises(ModelError, match='cannot be read'): VideoStream('hara_10', 3, weights=tmp_path/name)
+        with pytest.raises(ModelError, match='not a readable file of weights'): VideoStream('hara_10', 3, weights=tmp_path/name)
     assert 'executed' not in capsys.readouterr().out

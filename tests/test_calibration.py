@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from moddist.calibration import adaptive_ece, brier, calibrate, calibration_table, ece_floor, nll, plot_reliability, reliability, reliability_figure, soften, temperature
-from moddist.core import DataError
 from moddist.evaluate import Predictions, ece
 
 torch.set_num_threads(1)
@@ -155,3 +154,10 @@ def test_both_figures_draw_the_table(adaptive):
     np.testing.assert_allclose([b.get_y() + b.get_height() for b in gaps], r.confidence)
     assert [b.get_height() for b in low.containers[0]] == r.n.tolist()
     assert (right.marker.color, gap.marker.pattern.shape) == ('#0072B2', '/')     # blue against hatched orange
+
+
+@pytest.mark.parametrize('measure', (reliability, adaptive_ece, ece_floor, brier, nll, temperature, ece))
+def test_one_head_at_a_time(measure):
+    "Labels [N, 2] would broadcast against two clips and give a number"
+    p = Predictions(torch.randn(2, 5), torch.tensor([[0, 1], [1, 2]]), ('a', 'b'), dict(verb=2, noun=3))
+    refused(lambda: measure(p), 'several heads', 'by_head')

@@ -147,7 +147,7 @@ def test_ntu_reads_what_the_index_points_at(tmp_path):
     "Real 16-bit PNGs and a real video in NTU's layout go through the readers of moddist.data"
     import av
     import cv2
-    from moddist import data, files
+    from moddist import files
     depth = np.random.default_rng(0).integers(0, 9000, (5, 12, 16)).astype(np.uint16)
     folder = tmp_path/'nturgb+d_depth_masked_s001'/'nturgb+d_depth_masked'/STEMS[0]
     folder.mkdir(parents=True)
@@ -446,7 +446,7 @@ def test_urfd_real_windows_lie_inside_both_videos():
 def test_urfd_real_windows_through_the_loader():
     "Both views of a window are the frames [start, stop) of their videos, at the same times"
     import av
-    from moddist import data, files
+    from moddist import data
     df = urfd.index(real('urfd'), paired=True)
     row = df[(df.label == 1) & (df.start > 20)].iloc[0].to_dict()
     at = row['start'] + np.floor(np.linspace(0, 23, 6)).astype(int)
@@ -530,7 +530,7 @@ def test_utd_real_class_names_are_in_order():
 
 
 def test_utd_real_depth_through_the_reader():
-    from moddist import data, files
+    from moddist import files
     df = utd_mhad.index(real('utd_mhad'))
     frames = pd.read_csv(real('utd_mhad')/'index.csv').set_index('clip').depth_frames
     for r in df.iloc[::80].itertuples():

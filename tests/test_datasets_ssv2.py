@@ -1,7 +1,6 @@
 "Something-Something V2: label package in both namings, layouts of the media, protocols, and the real label maps and lists where they are"
 import json
 import string
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -10,7 +10,7 @@ from conftest import real_data
 from PIL import Image
 
 from moddist import synthetic
-from moddist.core import MODALITIES, DataError, rng, signal
+from moddist.core import DataError, rng, signal
 from moddist.datasets.own import index, split_by
 from moddist.doctor import CHECKS, Report, _check_overlap, _contents, _missing_numbers, _odd_lengths, _twins, examine
 from moddist.files import write_png16, write_video

@@ -617,7 +617,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
 def test_wrong_backbone_files(tmp_path):
     state = resnet18().state_dict()
     cases = {'short.pth': {k: v for k, v in state.items() if k != 'layer3.0.conv2.weight'}, 'shape.pth': state | {'conv1.weight': torch.zeros(64, 1, 7, 7)}, 'list.pth': [1, 2]}
-    for (name, content), key in zip(cases.items(), ('layer3.0.conv2.weight', 'conv1.weight', 'conv1.weight')):
+    for (name, content), key in zip(cases.items(), ('layer3.0.conv2.weight', 'conv1.weight', 'a list')):
         torch.save(content, tmp_path/name)
         with pytest.raises(ModelError) as e: ResNetStream('resnet18', 3, weights=tmp_path/name)
         assert name in str(e.value) and key in str(e.value) and '\n' not in str(e.value)

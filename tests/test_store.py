@@ -1,14 +1,11 @@
 """The store: what comes out is what went in, whatever was interrupted, and every file says where it is from."""
-import json
 import os
 import re
 import shutil
 import signal as signals
 import subprocess
 import sys
-import textwrap
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,7 @@ from conftest import can_be_interrupted, real_data, refused
 from moddist import store
 from moddist.arrays import array_attrs, array_shape, read_array, write_array
 from moddist.clips import load_clip
-from moddist.core import MODALITIES, DataError, ModdistError, read_json, signal
+from moddist.core import MODALITIES, ModdistError, read_json, signal
 from moddist.datasets.own import read_index
 from moddist.draws import ClipSampler
 from moddist.files import frame_shape, read_frames, read_video, resize_frames, write_png16, write_video

@@ -10,7 +10,6 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.learner import Learner
 from fastai.optimizer import Adam
 from torch import nn
 
@@ -18,8 +17,8 @@ from moddist import synthetic
 from moddist.core import ModelError, seed_all, signal
 from moddist.data import ClipSampler, clip_dls
 from moddist.derive import derive
-from moddist.distill import DistillCallback, Outputs, Teacher, Term, feature_term, learner, soft_term
-from moddist.losses import LossError, cross_entropy, hallucination_loss
+from moddist.distill import DistillCallback, Teacher, Term, feature_term, learner, soft_term
+from moddist.losses import LossError, cross_entropy
 from moddist.models import ResNetStream, SmallStream, Stream, Tap, capture, load_model, save_model
 from moddist.more_losses import fitnets_loss
 from moddist import terms as tm

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from moddist import tracks
 from moddist.arrays import ARRAY_SUFFIX, write_array
-from moddist.core import MODALITIES, DataError
+from moddist.core import MODALITIES
 from moddist.draws import Window, place_frames
 from moddist.tracks import (SIDES, Boxes, Series, ntu_bodies, pack_boxes, place_boxes, place_joints, read_boxes, read_joints, read_series, resample,
                             track_length, write_boxes)

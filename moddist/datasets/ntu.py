@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import DataError, ProtocolError
+from ..core import SPLIT_COLOURS, DataError, ProtocolError
 from ..tracks import ntu_bodies
 
 # %% ../../nbs/datasets/ntu.ipynb #6a73d78b
@@ -212,8 +212,6 @@ def split(
     return df
 
 # %% ../../nbs/datasets/ntu.ipynb #12889e81
-_COLOURS = dict(train='#3b75af', valid='#efb74d', exemplar='#5a9367', test='#b4484a', unlabelled='#b0b0b0')
-
 def plot_split(
     df:pd.DataFrame, # clip index with a split column
     x:str='subject', # column across
@@ -226,14 +224,14 @@ def plot_split(
     ax = ax or plt.subplots(figsize=(1.5 + .26*len(xs), .9 + .26*len(ys)), layout='constrained')[1]
     for (a, b), g in df.groupby([x, y]):
         left = xs.index(a) - .44
-        for s, colour in _COLOURS.items():
+        for s, colour in SPLIT_COLOURS.items():
             width = .88*(g.split == s).mean()
             ax.barh(ys.index(b), width, .88, left, color=colour); left += width
     ax.set(xlim=(-.6, len(xs) - .4), ylim=(len(ys) - .4, -.6), aspect='equal', xlabel=x, ylabel=y)
     ax.set_xticks(range(len(xs)), xs, fontsize=7); ax.set_yticks(range(len(ys)), ys, fontsize=7)
     ax.tick_params(length=0); ax.spines[:].set_visible(False)
-    used = [s for s in _COLOURS if (df.split == s).any()]
-    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[s]) for s in used]
+    used = [s for s in SPLIT_COLOURS if (df.split == s).any()]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=SPLIT_COLOURS[s]) for s in used]
     ax.legend(handles, used, ncols=4, fontsize=7, frameon=False, loc='lower left', bbox_to_anchor=(0, 1), borderaxespad=0, handlelength=1)
     return ax
 

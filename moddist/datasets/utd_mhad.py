@@ -12,7 +12,6 @@ import os
 import re
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from ..core import DataError, ProtocolError
