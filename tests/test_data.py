@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings as budget, strategies as st
 
 from moddist import clips as reading
 from moddist.clips import FrameCache, load_clip
-from moddist.core import DataError, DepthClip, ProtocolError, RGBClip, seed_all, signal
+from moddist.core import DepthClip, ProtocolError, RGBClip, seed_all, signal
 from moddist.data import ClipBlock, check_index, clip_dls, clip_rows, row_label, split_rows
 from moddist.data import test_dl as make_test_dl
 from moddist.datasets import ntu
@@ -588,3 +588,71 @@ def test_nothing_but_damaged_clips(index, tmp_path):
     refused(lambda: list(clip_dls(index.assign(rgb=str(tmp_path/'torn.mp4')), SIGNALS, sampler(), bs=2, dev='cpu', on_error='skip').train), 'torn.mp4')
     refused(lambda: clip_dls(index.drop(columns='split')), "'split'")
     refused(lambda: clip_dls(index, on_error='ignore'), 'ignore')
+
+
+# ---------------------------------------------------------------- several heads
+
+TWO = dict(labels=('verb', 'noun'))
+
+
+def two_heads(index): return index.assign(verb=[0, 1, 2, 0]*3, noun=[4, 0, 0, 3]*3)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_two_columns_of_labels(index, workers):
+    df = two_heads(index).drop(columns='label')
+    dls = clip_dls(df, ('rgb', 'depth'), sampler(), bs=4, dev='cpu', workers=workers, **TWO)
+    *xs, y = dls.one_batch()
+    assert y.shape == (4, 2) and y.dtype == torch.int64 and type(y) is torch.Tensor and len(xs) == 2
+    assert dls.heads == dls.train.heads == dls.valid.heads == dict(verb=3, noun=5) and list(dls.heads) == ['verb', 'noun']
+    assert sorted(map(tuple, torch.cat([b[-1] for b in dls.train]).tolist())) == sorted(df[df.split == 'train'][['verb', 'noun']].itertuples(index=False, name=None))
+    rows = df.sample(frac=1, random_state=0)
+    dl = make_test_dl(dls, rows)
+    assert torch.cat([b[-1] for b in dl]).tolist() == rows[['verb', 'noun']].values.tolist() and dl.heads == dls.heads
+    swapped = clip_dls(df, ('rgb',), sampler(), bs=4, dev='cpu', labels=('noun', 'verb'))
+    assert list(swapped.heads.items()) == [('noun', 5), ('verb', 3)]
+    assert torch.cat([b[-1] for b in make_test_dl(swapped, df)]).tolist() == df[['noun', 'verb']].values.tolist()
+
+
+def test_one_column_of_another_name_and_one_column_in_a_list(index):
+    df = two_heads(index)
+    for labels, shape, heads in ((None, (4,), dict(label=3)), ('noun', (4,), dict(noun=5)), (('noun',), (4, 1), dict(noun=5))):
+        dls = clip_dls(df, ('rgb',), sampler(), bs=4, dev='cpu', labels=labels)
+        assert dls.one_batch()[-1].shape == shape and dls.heads == heads
+    assert clip_dls(df, ('rgb',), sampler(), bs=4, dev='cpu', labels='noun', n_classes=9).heads == dict(noun=9)
+    assert clip_dls(df, ('rgb',), sampler(), bs=4, dev='cpu', n_classes=dict(noun=300), **TWO).heads == dict(verb=3, noun=300)
+
+
+def test_labels_that_cannot_be_used(index):
+    df = two_heads(index)
+    make = lambda df, **how: clip_dls(df, ('rgb',), sampler(), bs=4, dev='cpu', **TWO | how)
+    refused(lambda: make(df.drop(columns='noun')), "no column 'noun'")
+    refused(lambda: make(df.assign(noun=[4, -1]*6)), 'clip1', 'no noun')
+    refused(lambda: make(df.assign(verb=['open']*12)), 'clip0', 'no verb', "'open'")
+    refused(lambda: make(df, n_classes=5), 'n_classes=dict(verb=..., noun=...)')
+    refused(lambda: make(df, n_classes=dict(adverb=5)), "'adverb'")
+    refused(lambda: make(df, n_classes=dict(noun=4)), 'clip0', 'noun 4 with 4 classes')
+    refused(lambda: make(df, labels=('noun', 'noun')), 'different columns')
+    refused(lambda: make(df, labels=()), 'different columns')
+    refused(lambda: make_test_dl(make(df), df.assign(verb=7)), 'verb 7 with 3 classes')
+
+
+def test_unlabelled_rows_can_be_read(index):
+    "As the test segments of EPIC-KITCHENS: -1 in every head"
+    dls = clip_dls(two_heads(index), ('rgb',), sampler(), bs=4, dev='cpu', **TWO)
+    rows = two_heads(index).assign(split='unlabelled', verb=-1, noun=np.nan)
+    assert torch.cat([b[-1] for b in make_test_dl(dls, rows)]).tolist() == [[-1, -1]]*12
+
+
+def test_label_block_in_a_plain_data_block(index):
+    from fastai.data.block import DataBlock
+    from moddist.data import LabelBlock
+    block = DataBlock(blocks=(ClipBlock('rgb', sampler()), LabelBlock(dict(verb=3, noun=5))), get_items=clip_rows, splitter=split_rows)
+    dls = block.dataloaders(two_heads(index), bs=4, num_workers=0, device='cpu')
+    assert dls.one_batch()[1].shape == (4, 2) and dls.heads == dict(verb=3, noun=5)
+
+
+def test_show_batch_names_the_heads(index):
+    df = two_heads(index).drop(columns=['label', 'action'])
+    fig = clip_dls(df, ('rgb',), sampler(), bs=4, dev='cpu', **TWO).valid.show_batch(max_n=1)
+    assert 'verb 0, noun 4' in fig.axes[0].get_title(loc='left')
