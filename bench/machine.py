@@ -13,5 +13,5 @@ def cpu():
 
 def machine():
     "Versions, processor, cores and how busy it was"
-    from moddist.recipes import environment
+    from moddist.runs import environment
     return environment() | dict(system=platform.system(), cpu=cpu(), cores=os.cpu_count(), load=[round(x, 1) for x in os.getloadavg()])

@@ -148,7 +148,7 @@ def main():
     args = p.parse_args()
     import torch
     from moddist.core import write_json
-    from moddist.recipes import environment
+    from moddist.runs import environment
     torch.set_num_threads(1)
     rows = []
     for name in args.only:

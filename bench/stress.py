@@ -25,7 +25,7 @@ def main():
     import torch
     from moddist import synthetic
     from moddist.core import read_json, write_json
-    from moddist.recipes import environment
+    from moddist.runs import environment
     from moddist.stress import crossing, curve, stress_run
     torch.set_num_threads(1)
     df = synthetic.index(Path(args.runs)/f'data-{args.data_seed}')

@@ -31,7 +31,8 @@ def one_fold(df, out, c):
     "Run what is left of a fold; {model: {test sequence: table}}. The ceiling camera alone also gets the long budget: is the teacher any better?"
     from moddist.data import test_dl
     from moddist.evaluate import predict
-    from moddist.recipes import garcia2018, loaders, run
+    from moddist.recipes import garcia2018, run
+    from moddist.runs import loaders
     test, mirrored = df[df.split == 'test'], replace(c, student=c.teacher, teacher=c.student)
     models = run(df, out, c) | run(df, out.with_name(f'{out.name}-view2'), mirrored, only=['view2-long'])
     reads = {s.name: s.test for s in garcia2018(mirrored) + garcia2018(c)}
@@ -49,7 +50,7 @@ def main():
 
     from moddist.core import write_json
     from moddist.datasets import urfd
-    from moddist.recipes import environment, index_hash
+    from moddist.runs import environment, index_hash
     df = urfd.index(args.root, paired=True)
     folds = list(urfd.fold_counts(df).index.unique('fold'))
     c, counts = settings(args.epochs), {}

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -25,7 +26,8 @@ from .core import DataError, progress, read_json, rng, signal, write_json
 from .data import test_dl
 from .evaluate import answers, predict, write_predictions
 from .models import load_model
-from .recipes import Garcia2018, garcia2018, index_hash, loaders, open_index
+from .recipes import Garcia2018, garcia2018
+from .runs import index_hash, loaders, open_index, privileged, reading, run_info
 
 # %% ../nbs/05c_gap.ipynb #3817c0ee
 def align(
@@ -385,7 +387,7 @@ def predict_run(
     "Predictions of the models of a run on the test split, as files beside the models; `DataError` when a step is not finished"
     out = Path(out)
     df = open_index(out) if df is None else df
-    settings, test = read_json(out/'run.json')['settings'], df[df.split == 'test']
+    c, test = reading(out), df[df.split == 'test']
     steps = {f.parent.name: f.parent for f in sorted(out.glob('*/record.json'))}
     if lost := [n for n in names or () if n not in steps]: raise DataError(f'{out}: step {lost[0]!r} is not there or not finished; found {", ".join(steps) or "none"}')
     if not len(test): raise DataError(f'{out}: the index of the run has no test clips')
@@ -393,7 +395,7 @@ def predict_run(
     for n, file in progress(found.items(), 'test clips', unit='model'):
         mark = f'{index_hash(df)} {hashlib.sha256((steps[n]/"model.safetensors").read_bytes()).hexdigest()[:16]}'
         if file.is_file() and _mark(file) == mark: continue
-        dls = loaders(Garcia2018(**settings), df, read_json(steps[n]/'record.json')['test'])
+        dls = loaders(c, df, read_json(steps[n]/'record.json')['test'])
         write_predictions(predict(load_model(steps[n]/'model.safetensors'), test_dl(dls, test)), file, made_from=mark)
     return found
 
@@ -409,26 +411,40 @@ def gap_run(
     runs:'str|Path|Sequence[str|Path]', # folder of a run, or of several seeds
     df:pd.DataFrame|None=None, # their clip index; None = rebuilt from the run
     *,
-    student:str|None=None, teacher:str|None=None, # steps; default: 'rgb+hallucination' and 'rgb+depth' for the signals of the run
-    baseline:str|None=None, control:str|None=None, # steps; default: 'rgb-long' and 'rgb+rgb' for the student's signal
+    student:str|None=None, teacher:str|None=None, # steps; default: those whose record says this role, else 'rgb+hallucination' and 'rgb+depth' for the signals of the run
+    baseline:str|None=None, control:str|None=None, # steps; default: likewise, else 'rgb-long' and 'rgb+rgb' for the student's signal
     groups:str|None=None, # column of the index, e.g. 'subject'
     **options, # of `gap_report`
 )->GapReport: # with parameters and epochs of every model
     "The gap report of runs; `DataError` when a step is not finished, or the runs differ in more than the seed"
     runs = [Path(r) for r in ([runs] if isinstance(runs, (str, Path)) else runs)]
-    if lost := [r for r in runs if not (r/'run.json').is_file()]: raise DataError(f'{lost[0]}: holds no run (no run.json); run a recipe first')
-    settings = [read_json(r/'run.json')['settings'] for r in runs]
-    odd = sorted({k for c in settings for k in c if k != 'seed' and c[k] != settings[0].get(k)})
+    settings = [_settings(run_info(r)) for r in runs]
+    odd = sorted({k for c in settings for k in {**c, **settings[0]} if k != 'seed' and c.get(k) != settings[0].get(k)})
     if odd or len({c['seed'] for c in settings}) < len(runs): raise DataError(f'{", ".join(r.name for r in runs)}: differ in {", ".join(odd) or "nothing, not even the seed"}; expected runs that differ in the seed only')
-    c = Garcia2018(**settings[0])
-    S, T = signal(c.student).key, signal(c.teacher).key
-    roles = dict(baseline=baseline or f'{S}-long', control=control or f'{S}+{S}', teacher=teacher or f'{S}+{T}', student=student or f'{S}+hallucination')
+    S = signal(reading(runs[0]).student).key
+    own = _roles(runs[0]) or dict(baseline=f'{S}-long', control=f'{S}+{S}', teacher=teacher or f'{S}+{signal(privileged(runs[0])).key}', student=f'{S}+hallucination')
+    roles = {k: v or own[k] for k, v in dict(baseline=baseline, control=control, teacher=teacher, student=student).items() if v or k in own}
+    if lost := [k for k in ('baseline', 'student') if k not in roles]: raise DataError(f'{runs[0]}: no step says that it is the {lost[0]}; run it, or name the step in {lost[0]}=...')
     df = open_index(runs[0]) if df is None else df
     if groups and groups not in df: raise DataError(f'groups={groups!r}: no such column in the index; expected one of {", ".join(df)}')
     files = [predict_run(r, df, list(roles.values())) for r in runs]
     classes = df.drop_duplicates('label').set_index('label').action.astype(str) if 'action' in df else None
     return gap_report(**{role: [f[n] for f in files] for role, n in roles.items()}, **dict(names=roles, classes=classes, groups=dict(zip(df.clip_id, df[groups])) if groups else None,
-                      params={k: read_json(runs[0]/n/'record.json')['params'] for k, n in roles.items()}, epochs={k: _lineage(garcia2018(c), n) for k, n in roles.items()}) | options)
+                      params={k: read_json(runs[0]/n/'record.json')['params'] for k, n in roles.items()}, epochs={k: _lineage(_steps(runs[0]), n) for k, n in roles.items()}) | options)
+
+def _settings(info):
+    "Settings of a run; what did not exist yet when it was made has its default"
+    return json.loads(json.dumps(asdict(Garcia2018(**info['settings'])))) if info.get('recipe', 'garcia2018') == 'garcia2018' else info['settings']
+
+def _steps(out):
+    "Epochs and needs of the steps of a run. Early records do not say what a step started from; the recipe of that time does"
+    records = [read_json(f) for f in out.glob('*/record.json')]
+    return [SimpleNamespace(**r) for r in records] if all('needs' in r for r in records) else garcia2018(Garcia2018(**run_info(out)['settings']))
+
+def _roles(out):
+    "Role -> step, of the steps that say what they are for"
+    records = [read_json(f) for f in sorted(out.glob('*/record.json'))]
+    return {r['keep']['role']: r['name'] for r in records if 'role' in r.get('keep', {})}
 
 def _lineage(steps, name):
     "Epochs along the longest chain of steps that lead to a model"

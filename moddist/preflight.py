@@ -10,18 +10,18 @@ __all__ = ['Look', 'look', 'overlap', 'linear_cka', 'Preflight', 'preflight', 'p
 # %% ../nbs/05e_preflight.ipynb #ad48a7c9
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from .calibration import OKABE_ITO, soften, temperature
-from .core import DataError, ModelError, read_json, rng, signal
+from .core import DataError, ModelError, rng, signal
 from .data import test_dl
 from .evaluate import Predictions, ece, predict
 from .models import load_model
-from .recipes import Garcia2018, loaders, open_index
+from .runs import loaders, open_index, privileged, reading
 
 # %% ../nbs/05e_preflight.ipynb #5b61a399
 @dataclass(frozen=True)
@@ -356,19 +356,15 @@ def preflight_run(
     out = Path(out)
     if split in ('test', 'train'): raise DataError(f'split={split!r}: decide on held-out clips that are neither trained on nor tested on, e.g. split="valid"')
     df = open_index(out) if df is None else df
-    c = Garcia2018(**_settings(out))
-    held, names = df[df.split == split], (signal(c.student).key, signal(c.teacher).key)
+    c, t = reading(out), privileged(out)
+    held, names = df[df.split == split], (signal(c.student).key, signal(t).key)
     if not len(held): raise DataError(f'the index has no clips of split {split!r}; found {", ".join(sorted(set(df.split)))}')
     see = lambda folder, name, spec: look(_step(folder, name), test_dl(loaders(c, df, (spec,)), held))
-    student, teacher = (see(out, n, spec) for n, spec in zip(names, (c.student, c.teacher)))
+    student, teacher = (see(out, n, spec) for n, spec in zip(names, (c.student, t)))
     second = see(Path(peer), names[0], c.student).predictions if peer else None
     groups = held.subject.tolist() if 'subject' in held and held.subject.nunique() > 1 else None
     classes = [str(a) for a in df.drop_duplicates('label').sort_values('label').action]
     return preflight(student, teacher, second, **dict(groups=groups, classes=classes, names=names) | options)
-
-def _settings(out):
-    if not (out/'run.json').is_file(): raise DataError(f'{out}: holds no run (no run.json); run step 1 of a recipe first')
-    return read_json(out/'run.json')['settings']
 
 def _step(out, name):
     "Model of a finished step"

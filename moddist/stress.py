@@ -28,7 +28,7 @@ from .data import test_dl
 from .depth import noisy_bytes
 from .inputs import ClipInputs
 from .models import load_model
-from .recipes import Garcia2018, loaders, open_index
+from .runs import loaders, open_index, privileged, reading
 
 # %% ../nbs/05d_stress.ipynb #96bb5900
 @contextmanager
@@ -389,14 +389,13 @@ def stress_run(
     "Stress models of a finished run; `DataError` when one is not there"
     out = Path(out)
     df = open_index(out) if df is None else df
-    if not (out/'run.json').is_file(): raise DataError(f'{out}: holds no run (no run.json); run a recipe first')
-    c = Garcia2018(**read_json(out/'run.json')['settings'])
-    s, t = signal(c.student).key, signal(c.teacher).key
+    c = reading(out)
+    s, t = signal(c.student).key, None if names and on else signal(privileged(out)).key
     names = names or [n for n in (f'{s}+{t}', f'{s}+hallucination') if (out/n/'record.json').is_file()]
     for n in names:
         if not (out/n/'record.json').is_file(): raise DataError(f'{out}: step {n!r} is not finished; run the recipe to its end first')
     tests = {n: read_json(out/n/'record.json')['test'] for n in names}
-    dl = test_dl(loaders(c, df, [x for x in (c.student, c.teacher) if any(x in v for v in tests.values())]), df[df.split == split])
+    dl = test_dl(loaders(c, df, list(dict.fromkeys(x for v in tests.values() for x in v))), df[df.split == split])
     models, reads = {n: load_model(out/n/'model.safetensors') for n in names}, {n: [signal(x).key for x in v] for n, v in tests.items()}
     table = missing(models, dl, reads=reads) if kind == 'missing' else stress(models, dl, kind, levels, on or t, seeds, reads=reads)
     return table.assign(run=str(out.name))

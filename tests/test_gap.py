@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import pickle
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,12 @@ from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from moddist import synthetic
-from moddist.core import DataError, read_json, write_json
+from moddist.core import read_json, write_json
 from moddist.evaluate import Answers, Predictions, answers, evaluate_run, read_predictions, write_predictions
-from moddist.gap import Estimate, align, by_class, gap_report, gap_run, predict_run, redraw, share_recovered
+from moddist.gap import align, by_class, gap_report, gap_run, predict_run, redraw, share_recovered
 from moddist.models import SmallStream, TwoStream, save_model
-from moddist.recipes import Garcia2018, garcia2018, index_hash
+from moddist.recipes import Garcia2018
+from moddist.runs import index_hash
 
 torch.set_num_threads(1)
 
@@ -479,3 +481,6 @@ def test_report_of_runs(runs):
     other = dataclasses.asdict(Garcia2018(clip_len=4, bs=8, seed=5, lr=.1))
     write_json(root/'s5'/'run.json', dict(settings=other))
     refused(lambda: gap_run([root/'s0', root/'s5'], df), 'differ in lr')
+    early = {k: v for k, v in dataclasses.asdict(Garcia2018(clip_len=4, bs=8, seed=6)).items() if k not in ('unlabelled', 'zoom', 'heads')}       # written before these settings existed
+    shutil.copytree(root/'s1', root/'s6'); write_json(root/'s6'/'run.json', dict(recipe='garcia2018', settings=early, index=index_hash(df), data=None))
+    assert gap_run([root/'s0', root/'s6'], df, resamples=300).table().epochs.tolist() == t.epochs.tolist()

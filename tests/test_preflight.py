@@ -13,7 +13,8 @@ from moddist.evaluate import Predictions, predict
 from moddist.models import SmallStream, save_model
 from moddist.preflight import (Look, _against_null, _bootstrap, _components, _counts_mi, _distances, _explained, _folds, _given, _ksg, _ross, _shuffled_within,
                                linear_cka, look, overlap, preflight, preflight_run)
-from moddist.recipes import Garcia2018, index_hash, loaders
+from moddist.recipes import Garcia2018
+from moddist.runs import index_hash, loaders
 
 torch.set_num_threads(1)
 rand = lambda seed=0: np.random.default_rng(seed)
