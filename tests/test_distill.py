@@ -1,5 +1,6 @@
 """The distillation callback and the recipe: what must hold whatever is learned."""
 import copy
+import json
 import signal as signals
 import subprocess
 import sys
@@ -12,13 +13,15 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from torch import nn
 
+from conftest import refused
 from moddist import synthetic
 from moddist.core import ModelError, read_json, seed_all
 from moddist.data import ClipSampler, clip_dls
-from moddist.distill import DistillCallback, Outputs, Teacher, Term, feature_term, fit, learner, soft_term
+from moddist.distill import DistillCallback, Outputs, Teacher, Term, feature_term, fit, learner, linear_rate, soft_term
 from moddist.losses import cross_entropy, hallucination_loss, kd_loss
 from moddist.models import ResNetStream, SmallStream, TwoStream, capture
-from moddist.recipes import PRESETS, Garcia2018, garcia2018, index_hash, run
+from moddist.recipes import PRESETS, Garcia2018, garcia2018, run
+from moddist.runs import index_hash
 
 torch.set_num_threads(1)
 
@@ -208,6 +211,81 @@ def test_warm_up_and_cosine(clips):
     assert rates[:top + 1] == sorted(rates[:top + 1]) and rates[top:] == sorted(rates[top:], reverse=True) and rates[-1] < 4e-4
 
 
+def test_fact_19_linear_rate():
+    "lr(0)=0, lr(warm-up end)=peak, lr(total)=0, linear in between; 168,913 clips in batches of 16, 30 epochs of which 3 warm up"
+    per_epoch = 168_913//16
+    warm, total = 3*per_epoch, 30*per_epoch
+    assert (per_epoch, warm, total) == (10_557, 31_671, 316_710)
+    assert [linear_rate(s, warm, total) for s in (0, warm, total, total + 29)] == [0, 1, 0, 0]       # 30 steps too many run at 0
+    for a, b in ((0, warm), (warm, total)):
+        ends = linear_rate(a, warm, total), linear_rate(b, warm, total)
+        for share in (.25, .5, .9): assert linear_rate(a + share*(b - a), warm, total) == pytest.approx(ends[0] + share*(ends[1] - ends[0]), abs=1e-9)
+    assert linear_rate(0, 0, 10) == 1 and linear_rate(10, 10, 10) == 0
+    assert linear_rate(.1, .1, 1.) == 1
+
+
+def test_linear_decay_in_a_fit(clips):
+    "Each step has the rate of the released code's scheduler, which was stepped once per step"
+    rates = []
+    class Rate(Callback):
+        def before_step(self): rates.append(self.opt.hypers[-1]['lr'])
+    learn = learner(dls_of(clips, 'rgb'), SmallStream(10), lr=1e-3, cbs=[Rate()])
+    fit(_silent(learn), 3, warmup=1/3, decay='linear')
+    n = len(rates)
+    assert n == 3*len(learn.dls.train)
+    net = nn.Linear(1, 1)
+    opt = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    other = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: k/(n//3) if k < n//3 else max(0., (n - k)/(n - n//3)))
+    for r in rates:
+        assert r == pytest.approx(other.get_last_lr()[0], abs=1e-9)
+        opt.step(); other.step()
+    assert rates[0] == 0
+
+
+def test_unknown_decay_is_refused(clips):
+    refused(lambda: fit(learner(dls_of(clips, 'rgb'), SmallStream(10)), 1, decay='step'), 'step', 'cosine', 'linear', kind=ModelError)
+
+
+def test_gradient_norm_is_bounded(clips):
+    "With `clip` the whole gradient is scaled to that norm where it is longer, as torch does it; without it is left alone"
+    norms = {}
+    class Norm(Callback):
+        order = 90
+        def before_step(self): norms.setdefault(self.key, []).append(torch.stack([p.grad.norm() for p in self.model.parameters()]).norm().item())
+    for clip in (None, 1e9, .05):
+        seed_all(4)
+        watch = Norm(); watch.key = clip
+        fit(_silent(learner(dls_of(clips, 'rgb'), SmallStream(10), cbs=[watch])), 1, clip=clip)
+    assert norms[None] == norms[1e9] and min(norms[None]) > .05
+    assert norms[.05] == pytest.approx([.05]*len(norms[None]), rel=1e-4)
+
+
+def test_teacher_is_asked_with_the_labels_of_the_batch(clips, nets):
+    "`teach` gets the teacher's inputs, the labels, and the callback; what it returns is what the terms see"
+    teacher, student = nets
+    seen = []
+    class Oracle(Teacher):
+        def teach(self, xs, y, cb):
+            seen.append((len(xs), y.shape, cb.training, cb.learn.model is student))
+            return 9.*torch.nn.functional.one_hot(y.long().as_subclass(torch.Tensor), 10)
+    says = Term('right', 1., lambda s, t, y: (t.logits.argmax(1) != y).float().mean() + 0*s.logits.sum())
+    learn = quiet(learner(dls_of(clips, 'rgb', 'depth'), student, cbs=[DistillCallback(Oracle(teacher), [says])]))
+    assert learn.recorder.values[-1][-1] == 0
+    assert {n for n, *_ in seen} == {1} and {t for _, _, t, _ in seen} == {True, False} and all(same for *_, same in seen)
+
+
+def test_learner_takes_another_loss_and_other_metrics(clips):
+    def twice(z, y): return 2*cross_entropy(z, y)
+    def always_three(z, y): return torch.tensor(3.)
+    seed_all(0)
+    learn = quiet(learner(dls_of(clips, 'rgb'), SmallStream(10), loss=twice, metrics=[always_three]))
+    seed_all(0)
+    plain = quiet(learner(dls_of(clips, 'rgb'), SmallStream(10)))
+    assert learn.recorder.values[0][2] == 3 and learn.recorder.metric_names[3] == 'always_three'
+    with learn.no_bar(): assert learn.validate()[0] == pytest.approx(2*cross_entropy(*learn.get_preds()).item(), rel=1e-5)
+    assert plain.recorder.metric_names[3] == 'accuracy'
+
+
 def test_gradient_accumulation_scales_the_terms_too(clips, nets):
     "Two accumulated batches give the mean gradient of the whole loss, terms included"
     teacher, student = nets
@@ -314,7 +392,7 @@ def test_record_says_what_was_done(clips, tmp_path):
     assert r['params'] == sum(p.numel() for p in models['rgb'].parameters()) == 93_330
     assert set(r['environment']) >= {'moddist', 'torch', 'python'} and r['seconds'] > 0 and len(r['history']) == 1
     info = read_json(tmp_path/'r'/'run.json')
-    assert info['index'] == index_hash(clips) and info['settings'] == asdict(SMALL)
+    assert info['index'] == index_hash(clips) and info['settings'] == json.loads(json.dumps(asdict(SMALL)))
 
 
 def test_the_test_split_is_not_read(clips, tmp_path):
