@@ -22,6 +22,7 @@ def demo(
     data_seed:int=0, # seed of the rendered data set
     fast:bool=False, # a miniature: small set, one epoch; shows that everything works, not how well
     root:str|Path|None=None, # folder of the embedded set; None = settings
+    command:str='', # how it was called, for the report
 )->dict: # content of `results.json`
     "Garcia et al.'s four steps on the embedded set; writes results.json, report.html, inspect.html, weights and records into `out`"
     from moddist import synthetic
@@ -36,7 +37,7 @@ def demo(
     config = Garcia2018(seed=seed, epochs=1, long=1.) if fast else Garcia2018(seed=seed)
     run(df, out, config, data=dict(dataset='synthetic', root=str(root.resolve()), protocol='cross-subject'))
     found = results(out, df)
-    write_report(out, df=df)
+    write_report(out, df=df, command=command or f'moddist.cli.demo({str(out)!r}, seed={seed}, data_seed={data_seed}, fast={fast})')
     write_inspector(out, df=df)
     return found
 
@@ -108,6 +109,11 @@ app.add_typer(cli_data.app)
 def _options(debug:Annotated[bool, typer.Option('--debug', help='Show the traceback of an error.')]=False): _state['debug'] = debug
 _state = dict(debug=False)
 
+def _command():
+    "The line a person typed, as far as it is known"
+    import shlex
+    return shlex.join(['moddist', *sys.argv[1:]])
+
 @app.command('demo', epilog='Examples:  moddist demo  |  moddist demo --out runs/second --seed 1  |  moddist demo --fast')
 def _demo(
     out:Annotated[Path, typer.Option(help='Folder of the run: results.json, report.html, inspect.html, weights, records. A run found there is continued.')]=Path('runs/demo'),
@@ -117,7 +123,7 @@ def _demo(
 ):
     "The four steps of Garcia et al. 2018 on the embedded set, with baselines, table and report."
     from moddist.core import ModdistError
-    try: found = demo(out, seed, data_seed, fast)
+    try: found = demo(out, seed, data_seed, fast, None, _command())
     except KeyboardInterrupt: raise ModdistError('interrupted; finished steps are kept, run the same command again to continue') from None
     print(table_text(found))
     print(f'\nopen {out/"report.html"} in a browser; all numbers are in {out/"results.json"}')
@@ -142,15 +148,31 @@ def _evaluate(
     student:Annotated[Optional[str], typer.Option(help='Step to judge; default: rgb+hallucination.')]=None,
     out:Annotated[Optional[Path], typer.Option(help='JSON file to write; default: gap.json in the first run. The figure goes beside it as .html.')]=None,
 ):
-    "The gap report: student against the fair baselines and the teacher, with intervals and a verdict."
+    "The gap report (student against the fair baselines and the teacher, with intervals and a verdict) and the whole report as report.html."
     from moddist.cli_data import write_html
+    from moddist.core import DataError
     from moddist.gap import gap_run
-    report = gap_run(runs, groups=groups, student=student)
-    print(report)
-    out = out or runs[0]/'gap.json'
-    report.to_json(out)
-    print(f'wrote {out}')
-    write_html(report.figure(), out.with_suffix('.html'))
+    from moddist.report import results, write_report
+    report, folder = None, out.parent if out else runs[0]
+    try: report = gap_run(runs, groups=groups, student=student)
+    except DataError as e:
+        if len(runs) > 1 or student or groups or not (runs[0]/'run.json').is_file() or not any(runs[0].glob('*/record.json')): raise
+        print(f'no verdict: {e}')
+    for r in runs:
+        if not _is_tested(r): results(r)
+    if report:
+        print(report)
+        out = out or folder/'gap.json'
+        report.to_json(out)
+        print(f'wrote {out}')
+        write_html(report.figure(), out.with_suffix('.html'))
+    print(f'wrote {write_report(runs, folder/"report.html", gap=report, command=_command())}')
+
+def _is_tested(run):
+    "Does results.json speak of every finished step, and of none that was trained since?"
+    from moddist.core import read_json
+    file, records = run/'results.json', list(run.glob('*/record.json'))
+    return file.is_file() and {r['name'] for r in read_json(file)['rows']} == {r.parent.name for r in records} and file.stat().st_mtime >= max(r.stat().st_mtime for r in records)
 
 @app.command('preflight', epilog='Example:  moddist preflight runs/demo')
 def _preflight(

@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+import test_browser
 from conftest import can_be_interrupted
 from moddist import cli, synthetic
 from moddist.core import read_json
 from moddist.data import test_dl as make_test_dl
 from moddist.evaluate import evaluate_run, predict
 from moddist.models import load_model
-from moddist.recipes import Garcia2018, loaders
+from moddist.recipes import Garcia2018
+from moddist.runs import loaders
 
 torch.set_num_threads(1)
+browser, tab = test_browser.browser, test_browser.page                        # fixtures: a browser, and a page without a network that remembers problems
 COMMANDS = ['demo', 'data', 'inspect', 'preflight', 'evaluate', 'stress', 'doctor']
 SCRIPT = Path(sys.executable).with_name('moddist')
 MODDIST = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, '-c', 'from moddist.cli import main; main()']
@@ -218,10 +221,53 @@ def test_demo_leaves_whole_files_and_a_readable_answer(demo):
 def test_pages_need_no_network(demo):
     for name in ('report.html', 'inspect.html'):
         page = (demo[0]/name).read_text(encoding='utf-8')
-        assert page.lstrip().lower().startswith('<!doctype html') and page.rstrip().endswith('</html>') and len(page) < 5*2**20
+        assert page.lstrip().lower().startswith('<!doctype html') and page.rstrip().endswith('</html>') and len(page) < 8*2**20
         assert not re.search(r'(src|href)\s*=\s*["\']?(https?:)?//|@import|url\(\s*["\']?https?:|fetch\(', page)
     page = (demo[0]/'report.html').read_text(encoding='utf-8')
     for r in read_json(demo[0]/'results.json')['rows']: assert f'<td>{r["name"]}</td>' in page
+
+
+def test_report_says_everything_about_the_run(demo):
+    "Every section, with the numbers of results.json and of the gap report; the drawing library once; settings, seed, versions and the command"
+    from html import unescape
+    from moddist.gap import gap_run
+    page, found = (demo[0]/'report.html').read_text(encoding='utf-8'), read_json(demo[0]/'results.json')
+    for key in ('results', 'gap', 'maps', 'terms', 'reliability', 'confusion', 'noise', 'again'): assert page.count(f'<section class="card" id="{key}"') == 1, key
+    assert page.count('<script type="text/plain" id="plotly">') == 1 and page.count('<iframe') == 1 and 'Not in this report' not in page
+    assert unescape(page).count(gap_run(demo[0]).headline) == 1
+    rows = re.findall('<tr>(.*?)</tr>', page.partition('id="gap"')[0], re.S)
+    cells = {c[0]: c[1:] for r in rows if (c := re.findall('<td>(.*?)</td>', r))}
+    assert len(cells) == len(found['rows'])
+    for r in found['rows']:
+        c = cells[r['name']]
+        lo, hi = (float(v) for v in c[3].split(' to '))
+        assert (c[0], c[2], c[5], c[6]) == (r['test_input'], f'{100*r["top1"]:.1f}', f'{100*r["ece"]:.1f}', f'{r["params"]:,}') and lo < 100*r['top1'] < hi
+    for text in ('<dt>seed</dt><dd>0</dd>', f'<dt>torch</dt><dd>{torch.__version__.partition("+")[0]}', 'demo --fast --out', found['index']): assert text in page
+
+
+def test_noise_curve_is_that_of_the_stress_chapter(here):
+    "The same keyed noise: rows equal those of `stress_run`; without noise, the table's number; the crossing is kept with them"
+    from moddist.stress import curve, stress_run
+    found = read_json(here/'results.json')
+    want = {(r.model, r.level): round(r.top1, 4) for r in curve(stress_run(here, 'noise', (0., .3, 1., 3.))).itertuples()}
+    assert {(r['name'], r['sigma']): r['top1'] for r in found['noise']} == want and len(want) == 8
+    clean = {r['name']: r['top1'] for r in found['rows']}
+    assert all(r['top1'] == clean[r['name']] and r['lo'] <= r['top1'] <= r['hi'] and r['n'] == 30 for r in found['noise'] if r['sigma'] == 0)
+    assert (found['crossing']['better'], found['crossing']['worse']) == ('rgb+hallucination', 'rgb+depth')
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize('width', [480, 1280])
+def test_report_in_a_browser(demo, tab, width):
+    "Every figure draws without a network and without a complaint; nothing is cut off sideways; the inspector inside is as high as what it shows and answers"
+    tab.set_viewport_size(dict(width=width, height=900))
+    tab.goto((demo[0]/'report.html').as_uri())
+    tab.wait_for_selector('body[data-ready]')
+    assert tab.locator('.figure').count() == tab.locator('.figure .main-svg:first-child').count() >= 7 and tab.evaluate('document.documentElement.scrollWidth') <= width
+    inside = tab.frame_locator('iframe')
+    inside.locator('canvas').first.wait_for()
+    tab.wait_for_function('() => { const f = document.querySelector("iframe"); return Math.abs(f.offsetHeight - f.contentDocument.documentElement.offsetHeight) < 20 && f.offsetHeight > 600; }')
+    if os.environ.get('MODDIST_SCREENSHOTS'): tab.screenshot(path=str(Path(os.environ['MODDIST_SCREENSHOTS'])/f'report_{width}.png'), full_page=True)
 
 
 def test_a_number_of_the_table_by_hand(here):
@@ -333,8 +379,22 @@ def test_evaluate_writes_the_gap_report(copy, call):
     assert code == 0 and any(v in said for v in ('BEATS', 'NO DIFFERENCE', 'WORSE')) and '1 seed' in said
     found = read_json(copy/'report'/'gap.json')
     assert 'rgb+hallucination' in str(found) and (copy/'report'/'gap.html').stat().st_size > 1e6
+    page = (copy/'report'/'report.html').read_text(encoding='utf-8')
+    assert f'wrote {copy/"report"/"report.html"}' in said and f'evaluate {copy} --out' in page and found['headline'].partition(':')[0] in page
     code, _, words = call('evaluate', copy, copy)
     assert code == 1 and 'seed' in words and '\n' not in words.strip()
+
+
+def test_evaluate_of_a_run_that_has_no_fair_baseline(copy, call):
+    "No verdict, and why; the report of what is there, with results.json made anew for the steps that are left"
+    for n in ('rgb-long', 'rgb+rgb', 'hallucination'): shutil.rmtree(copy/n)
+    code, said, err = call('evaluate', copy)
+    page = (copy/'report.html').read_text(encoding='utf-8')
+    assert code == 0 and "no verdict: " in said and "'rgb-long'" in said and 'BEATS' not in page and page.count('Not in this report') == 3, err
+    left = {r['name'] for r in read_json(copy/'results.json')['rows']}
+    assert 'rgb-long' not in left and {'rgb', 'depth', 'rgb+depth'} <= left
+    (copy/'run.json').rename(copy/'gone.json')
+    failed(call('evaluate', copy), 'holds no run')
 
 
 def test_stress_and_preflight(copy, call):

@@ -1,15 +1,12 @@
-"Figures of feature maps: agreement against independent formulas, one shared scale, five panes that hold what they claim."
+"Figures of feature maps: one shared scale, five panes that hold what they claim."
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from hypothesis import given, settings, strategies as st
-from torch import nn
 from moddist.core import DataError, ModelError, rng
-from moddist.models import SmallStream, Tap, TwoStream
 from moddist.curves import plot_table, plot_terms, summary_rows, wilson
-from moddist.viz import (MEAN, ORDERS, FeatureMaps, agreement, bind, channel_table, compute_maps, depth_range, figure, scale,
-                         show_feature_maps, show_film, view)
+from moddist.maps import MEAN, FeatureMaps, channel_table
+from moddist.viz import bind, depth_range, figure, scale, show_channels, show_compare, show_feature_maps, show_film, show_place, through_time, view
+from conftest import refused
 
 def maps(seed=0, C=5, T=4, h=6, Tm=None, dtype=np.float32, same=False, **kw):
     g = rng('viz', seed)
@@ -20,40 +17,7 @@ def maps(seed=0, C=5, T=4, h=6, Tm=None, dtype=np.float32, same=False, **kw):
 
 def images(fig): return [im for ax in fig.axes for im in ax.images]
 
-# ---- agreement ---------------------------------------------------------------------------------------------------
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.floats(.01, 100), st.floats(-5, 5))
-def test_agreement_ignores_strength_and_correlation_ignores_level(seed, gain, level):
-    a, b = rng('agree', seed).normal(size=(2, 3, 4, 4))
-    cos, corr = agreement(a, b)
-    assert np.isclose(cos, torch.cosine_similarity(torch.tensor(a).flatten(), torch.tensor(b).flatten(), dim=0).item())
-    assert np.isclose(corr, np.corrcoef(a.ravel(), b.ravel())[0, 1])
-    assert np.isclose(agreement(a, gain*b)[0], cos) and np.isclose(agreement(a, gain*b + level)[1], corr)
-    assert np.isclose(agreement(b, a), (cos, corr)).all()
-
-@pytest.mark.parametrize('dtype', (np.float16, np.float32, np.float64))
-def test_agreement_of_large_half_precision_values_does_not_overflow(dtype):
-    a = np.full((1, 4, 4), 3e4, dtype); a[0, 0, 0] = 0
-    assert np.isclose(agreement(a, a), 1).all()
-
-def test_agreement_of_constant_maps_is_undefined():
-    z, x = np.zeros((2, 3, 3)), rng(1).normal(size=(2, 3, 3))
-    assert np.isnan(agreement(z, x)).all() and np.isnan(agreement(z, z)).all()
-    cos, corr = agreement(z + 2., x)
-    assert np.isfinite(cos) and np.isnan(corr)
-
-# ---- FeatureMaps and views ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize('change, words', [
-    (dict(rgb=np.zeros((4, 8, 8), np.uint8)), 'expected uint8'), (dict(rgb=np.zeros((4, 8, 8, 3))), 'float64'), (dict(depth=np.zeros((4, 8, 8, 3))), 'or numbers'),
-    (dict(depth=np.zeros((3, 8, 8))), '3 of depth'), (dict(layers={}), 'no layers'),
-    (dict(layers={'a': (np.zeros((2, 4, 3, 3)), np.zeros((2, 4, 3, 2)))}), 'expected the same'), (dict(layers={'a': (np.zeros((2, 3, 3)),)*2}), '[C, T, h, w]'),
-    (dict(layers={'a': (np.zeros((2, 0, 3, 3)),)*2}), "'a'"), (dict(layers={'a': (np.full((2, 4, 3, 3), np.inf), np.zeros((2, 4, 3, 3)))}), '72 of 72 real values')])
-def test_what_does_not_fit_is_refused_by_name(change, words):
-    ok = dict(clip_id='c7', rgb=np.zeros((4, 8, 8, 3), np.uint8), depth=np.ones((4, 8, 8)), layers={'a': (np.ones((2, 4, 3, 3)),)*2})
-    FeatureMaps(**ok)
-    with pytest.raises((DataError, ModelError), match='c7') as e: FeatureMaps(**ok | change)
-    assert words in str(e.value) and '\n' not in str(e.value)
-
+# ---- views ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize('T, Tm', [(4, 4), (8, 4), (8, 3), (5, 2), (3, 1)])
 def test_frames_of_a_layer_that_is_coarser_in_time(T, Tm):
     "Every map is shown, in order, each about equally long"
@@ -70,16 +34,6 @@ def test_view_is_the_slice_it_claims_and_depth_holes_are_nan():
     assert (v.real == real[3, 2]).all() and (v.diff == hall[3, 2] - real[3, 2]).all() and np.allclose(mean.hallucinated, hall[:, 2].mean(0))
     assert np.isnan(v.depth[0]).all() and (v.depth[1:] == m.depth[2, 1:]).all()
     assert np.isclose(v.correlation, np.corrcoef(real[3, 2].ravel(), hall[3, 2].ravel())[0, 1])
-
-@pytest.mark.parametrize('order', ORDERS)
-def test_channel_orders(order):
-    m = maps(C=7); m.layers['a'][0][2] = 0                                       # a dead channel comes last wherever agreement counts
-    t = channel_table(m, 'a', order)
-    assert sorted(t.channel) == list(range(7))
-    by, up = ORDERS[order]
-    known = t[by].dropna()
-    assert known.is_monotonic_increasing if up else known.is_monotonic_decreasing
-    if by == 'correlation': assert t.channel.iloc[-1] == 2 and np.isnan(t.correlation.iloc[-1])
 
 # ---- scales ------------------------------------------------------------------------------------------------------
 def test_scale_covers_everything_it_says_and_no_more():
@@ -153,39 +107,40 @@ def test_static_figures_share_the_scale_between_rows():
     film = images(show_film(m, 'a', 2, frames=[0, 3]))
     assert (film[1].get_array() == m.rgb[3]).all() and (film[5].get_array() == m.layers['a'][0][2, 3]).all()
 
-# ---- running models ----------------------------------------------------------------------------------------------
-def test_compute_maps_is_what_the_taps_saw_and_leaves_the_models_alone():
-    torch.manual_seed(0)
-    t, s = SmallStream(3, width=4), SmallStream(3, width=4)
-    t.eval(); s.train(); s.bn.eval()                                             # a mixed state, as with a frozen batch norm
-    modes = [m.training for m in (*t.modules(), *s.modules())]
-    before = {k: v.clone() for k, v in s.state_dict().items()}
-    x = torch.randn(1, 3, 4, 24, 24)
-    m = compute_maps(t, s, x, x[0], rgb=np.zeros((4, 24, 24, 3), np.uint8), depth=np.ones((4, 24, 24)), classes=['a', 'b', 'c'])
-    assert [v.training for v in (*t.modules(), *s.modules())] == modes
-    assert all((before[k] == v).all() for k, v in s.state_dict().items())
-    s.eval()
-    with torch.no_grad(): assert np.allclose(m.layers['unit3'][1], s.forward_features(x)[0].numpy(), atol=1e-6)
-    best = s(x).softmax(1)[0]
-    assert f'student: {"abc"[best.argmax()]} {100*best.max():.0f} %' in m.prediction and list(m.layers) == ['unit1', 'unit2', 'unit3']
+# ---- more looks --------------------------------------------------------------------------------------------------
+def test_the_sheet_shows_the_channels_in_their_order():
+    m = maps(C=15)
+    table = channel_table(m, 'a', 'agreement').head(13)
+    fig = show_channels(m, 'a', 'agreement', n=13, frame=1)
+    shown = [(ax.get_title().partition('\n')[0], im.get_array(), im.get_clim()) for ax in fig.axes for im in ax.images]
+    assert [t for t, _, _ in shown if t] == [str(c) for c in table.channel] and len(shown) == 26
+    first = table.channel[0]; pair = [a for t, a, _ in (shown[0], shown[12])]                # a row of 12 real maps, then their hallucinations
+    assert (pair[0] == m.layers['a'][0][first, 1]).all() and (pair[1] == m.layers['a'][1][first, 1]).all()
+    assert shown[0][2] == shown[12][2] == (scale(m, 'a', first).lo, scale(m, 'a', first).hi)
 
-def test_modes_survive_a_failing_model():
-    class Broken(nn.Module):
-        def __init__(self): super().__init__(); self.tap = Tap('a', 1); self.norm = nn.BatchNorm3d(3)
-        def forward(self, x): raise RuntimeError('out of memory')
-    b = Broken().train()
-    with pytest.raises(RuntimeError): compute_maps(b, b, torch.zeros(3, 2, 8, 8), torch.zeros(3, 2, 8, 8), rgb=np.zeros((2, 8, 8, 3), np.uint8), depth=np.ones((2, 8, 8)))
-    assert b.training and b.norm.training
+@pytest.mark.parametrize('T, Tm', [(4, 4), (8, 4), (5, 2)])
+def test_a_place_through_time_is_the_cell_of_every_frame(T, Tm):
+    m = maps(T=T, Tm=Tm)
+    for x, y in ((0, 0), (11, 11), (5, 7)):
+        for c in (MEAN, 2):
+            real, hall = through_time(m, x, y, 'a', c)
+            want = [view(m, t, 'a', c) for t in range(T)]
+            assert np.allclose(real, [v.real[y*6//12, x*6//12] for v in want]) and np.allclose(hall, [v.hallucinated[y*6//12, x*6//12] for v in want])
+    refused(lambda: through_time(m, 12, 0), '12 x 12 px', kind=ModelError); refused(lambda: through_time(m, -1, 0), 'x -1', kind=ModelError)
 
-def test_taps_of_different_names_can_be_paired():
-    "A stream against the injecting half of a two-stream net"
-    torch.manual_seed(0)
-    t, two = SmallStream(3, width=4).eval(), TwoStream(SmallStream(3, width=4), SmallStream(3, width=4)).eval()
-    x = torch.randn(3, 4, 24, 24)
-    m = compute_maps(t, two, x, x, rgb=np.zeros((4, 24, 24, 3), np.uint8), depth=np.ones((4, 24, 24)), layers={'unit2': 'inject.unit2'})
-    alone = compute_maps(t, two.inject, x, x, rgb=np.zeros((4, 24, 24, 3), np.uint8), depth=np.ones((4, 24, 24)), layers=['unit2'])
-    assert np.allclose(m.layers['unit2'][1], alone.layers['unit2'][1])
-    with pytest.raises(ModelError, match='no tap in common'): compute_maps(t, two, x, x, rgb=np.zeros((4, 24, 24, 3), np.uint8), depth=np.ones((4, 24, 24)))
+def test_the_figure_of_a_place_draws_its_traces():
+    m, n = maps(1), maps(1); other = FeatureMaps(n.clip_id, n.rgb, n.depth, {k: (r, h/2) for k, (r, h) in n.layers.items()})
+    fig = show_place({'full': m, 'half': other}, 5, 7, 'a', 1)
+    lines = {l.get_label(): l.get_ydata() for l in fig.axes[-1].lines if not l.get_label().startswith('_')}
+    assert list(lines) == ['real', 'full', 'half'] and np.allclose(lines['half'], lines['full']/2) and np.allclose(lines['full'], through_time(m, 5, 7, 'a', 1)[1])
+
+def test_students_are_compared_on_one_scale():
+    m = maps(1); other = FeatureMaps('x', m.rgb, m.depth, {k: (r, 2*h) for k, (r, h) in m.layers.items()})
+    fig = show_compare({'one': m, 'two': other}, 'a', 2, frames=[0, 3])
+    ims = [ax.images[0] for ax in fig.axes[:12]]                                             # rgb, real, one, one - real, two, two - real; two frames each
+    value, signed = {ims[i].get_clim() for i in (2, 3, 4, 5, 8, 9)}, {ims[i].get_clim() for i in (6, 7, 10, 11)}
+    assert value == {(0, scale([m, other], 'a', 2).hi)} and signed == {(-scale([m, other], 'a', 2).diff, scale([m, other], 'a', 2).diff)}
+    assert (ims[11].get_array() == view(other, 3, 'a', 2).diff).all()
 
 # ---- curves and tables -------------------------------------------------------------------------------------------
 def test_wilson_against_scipy():
