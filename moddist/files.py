@@ -100,10 +100,13 @@ def _read_torchcodec(path, index):
 def _read_av(path, index):
     wanted, found = set(index), {}
     with _open_video(path) as box:
-        box.streams.video[0].thread_type = 'AUTO'
-        for i, frame in enumerate(box.decode(video=0)):
-            if i in wanted: found[i] = frame.to_ndarray(format='rgb24')
-            if len(found) == len(wanted): break
+        stream = box.streams.video[0]
+        stream.thread_type = 'AUTO'
+        try:
+            for i, frame in enumerate(box.decode(stream)):
+                if i in wanted: found[i] = frame.to_ndarray(format='rgb24')
+                if len(found) == len(wanted): break
+        finally: stream.codec_context.flush_buffers() # brings the decoder's threads to rest
     if missing := wanted - found.keys(): raise DataError(f'{path}: frame {min(missing)} cannot be decoded; the file is damaged')
     return np.stack([found[i] for i in index])
 

@@ -1,6 +1,7 @@
 """Readers and writers: the right frame whatever the encoding, and one line for every file that cannot be trusted."""
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -444,3 +445,19 @@ def test_resize_keeps_places():
         for mask in (near, smooth):
             want = np.array([15*size[0]/40, 37.5*size[1]/60]) - .5
             assert np.abs(np.argwhere(mask).mean(0) - want).max() <= .51
+
+
+LOOP = '''import faulthandler, sys
+faulthandler.dump_traceback_later(120, exit=True)
+import av
+av.logging.set_level(av.logging.ERROR)
+from moddist.files import read_video
+for i in range(300): read_video(sys.argv[1], [i % 6], 'av')
+'''
+
+
+def test_leaving_a_video_early_never_waits_for_ever(tmp_path):
+    "Where messages of FFmpeg go to Python, freeing a decoder whose threads still work stops both: seen in long test runs"
+    path = write_video(tmp_path/'a.mp4', np.random.default_rng(0).integers(0, 256, (40, 96, 128, 3), dtype=np.uint8))
+    with open(tmp_path/'err', 'w') as err: child = subprocess.run([sys.executable, '-W', 'ignore', '-c', LOOP, path], stdout=err, stderr=err)
+    assert child.returncode == 0, (tmp_path/'err').read_text()[-1500:]
