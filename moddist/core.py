@@ -232,7 +232,7 @@ class Settings:
     store:str = '~/.cache/moddist/store' # prepared clips are written here by default
     runs:str = '~/.cache/moddist/runs' # where runs are written by default
     device:str = 'auto' # 'auto' | 'cpu' | 'cuda' | 'cuda:1' | 'mps'
-    precision:str = 'fp32' # 'fp32' | 'fp16' (mixed precision on a GPU)
+    precision:str = 'fp32' # 'fp32' | 'fp16' (mixed precision, on a GPU) | 'bf16'
     workers:int = 0 # data loader processes
     threads:int = 0 # torch CPU threads, 0 = torch's own choice
     cache_mb:int = 1024 # memory that decoded clips may take, MB
@@ -240,7 +240,7 @@ class Settings:
 
     def path(self, key:str)->Path: return Path(getattr(self, key)).expanduser()
 
-_CHOICES = {'precision': ('fp32', 'fp16')}
+_CHOICES = {'precision': ('fp32', 'fp16', 'bf16')}
 _FOLDERS = ('embedded', 'ntu', 'urfd', 'utd_mhad', 'nw_ucla', 'uwa3d', 'ssv2', 'something_else', 'epic', 'own', 'store', 'runs')
 
 # %% ../nbs/00_core.ipynb #8a8a8509
