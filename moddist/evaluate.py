@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from fastai.torch_core import to_device
 from torch import Tensor, nn
+from .backbones import split_heads
 from .core import DataError, atomic, read_json, signal
 from .data import test_dl
 from .models import load_model
@@ -233,6 +234,19 @@ def ece_of(
     gap = torch.zeros(bins).index_add_(0, which, right.float() - confidence)
     return (gap.abs().sum()/len(right)).item()
 
+# %% ../nbs/05_evaluate.ipynb #a35b2019
+def _split(p):
+    "Every clip in every head, labelled or not"
+    if not p.heads: return {'label': p}
+    return {h: Predictions(z, y, p.clip_ids) for (h, z), y in zip(split_heads(p.logits, p.heads).items(), p.labels.unbind(1))}
+
+def _scores(p):
+    "What a row of a run's table says about predictions of one head or several"
+    if not p.heads: return dict(zip(('top1', 'se'), top1(p)), ece=ece(p))
+    parts = {h: one_head(q) for h, q in _split(p).items()}
+    right = torch.stack([q.logits.argmax(1) == q.labels for q in parts.values()]).all(0).float().mean().item()
+    return dict(top1=right, se=math.sqrt(right*(1 - right)/len(p)), ece=sum(map(ece, parts.values()))/len(parts)) | {h: top1(q)[0] for h, q in parts.items()}
+
 # %% ../nbs/05_evaluate.ipynb #c070d38a
 def _on_test(model, df, c, signals, **inputs):
     "Predictions for the test split, read as the run read its clips"
@@ -242,13 +256,12 @@ def evaluate_run(
     out:str|Path, # folder of a run
     df:pd.DataFrame, # the clip index the run was made with
     groups:dict[str, Sequence]|None=None, # e.g. {'motion': [motion of class 0, ...]}: adds a column of `group_top1`
-)->list[dict]: # one row per step: name, step, test_input, top1, se, ece, n, params, seconds
+)->list[dict]: # one row per step: name, step, test_input, top1, se, ece, n, params, seconds; with several heads top1 is that of a clip with every head right, ece the mean, and each head has a column
     "Accuracy and calibration of every step of a run on the test split; `DataError` when there is no run"
     out, c, rows = Path(out), reading(out), []
     for file in sorted(out.glob('*/record.json')):
         r = read_json(file)
         p = _on_test(load_model(file.parent/'model.safetensors'), df, c, r['test'])
-        a, se = top1(p)
-        rows.append(dict(name=r['name'], step=r['step'], test_input='+'.join(signal(s).key for s in r['test']), top1=round(a, 4), se=round(se, 4), ece=round(ece(p), 4),
-                         n=len(p), params=r['params'], seconds=r['seconds']) | {k: round(group_top1(p, g), 4) for k, g in (groups or {}).items()})
+        rows.append(dict(name=r['name'], step=r['step'], test_input='+'.join(signal(s).key for s in r['test'])) | {k: round(v, 4) for k, v in _scores(p).items()} |
+                    dict(n=len(p), params=r['params'], seconds=r['seconds']) | {k: round(group_top1(p, g), 4) for k, g in (groups or {}).items()})
     return sorted(rows, key=lambda r: (r['step'] or 9, r['name']))

@@ -8,7 +8,7 @@ Docs: https://moddist.github.io/moddist/tasks.html.md"""
 __all__ = ['head_metrics', 'by_head', 'action_answers', 'standard_error', 'top_k', 'tails_of', 'task_table', 'views_curve',
            'plot_views', 'views_figure']
 
-# %% ../nbs/05f_tasks.ipynb #f8bb9623
+# %% ../nbs/05f_tasks.ipynb #3944eee0
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from .backbones import head_list, split_heads
 from .core import OKABE_ITO, DataError
-from .evaluate import Answers, Predictions, average_views, ece_of, predict_views
+from .evaluate import Answers, Predictions, _split, average_views, ece_of, predict_views
 
 # %% ../nbs/05f_tasks.ipynb #8ff225bd
 class _Right:
@@ -40,17 +40,12 @@ def head_metrics(
 
 def _joint_name(names): return 'action' if 'action' not in names else 'all heads'
 
-# %% ../nbs/05f_tasks.ipynb #6bed74f3
+# %% ../nbs/05f_tasks.ipynb #4f32169e
 def by_head(
     p:Predictions, # of one head or several
 )->dict[str, Predictions]: # name -> its logits and labels; clips without label in a head are left out of it
     "The predictions of each head, in order; `DataError` when a head has no labelled clip"
     return {h: _labelled(q, h) for h, q in _split(p).items()}
-
-def _split(p):
-    "Every clip in every head, labelled or not"
-    if not p.heads: return {'label': p}
-    return {h: Predictions(z, y, p.clip_ids) for (h, z), y in zip(split_heads(p.logits, p.heads).items(), p.labels.unbind(1))}
 
 def _labelled(p, head):
     known = p.labels >= 0

@@ -229,6 +229,8 @@ def test_two_heads_from_the_settings_to_the_predictions(clips, tmp_path):
     assert set(keep['weights']) == set(keep['temperatures']) == {'verb', 'noun'} and keep['weights']['verb'] != keep['weights']['noun']
     p = predict(models['ensemble'], test_dl(loaders(c, df, ('rgb', 'depth')), df[df.split == 'test']))
     assert p.heads == dict(verb=5, noun=2) and p.logits.shape == (30, 7) and p.labels.shape == (30, 2)
+    rows = {r['name']: r for r in evaluate_run(tmp_path/'r', df)}
+    assert rows['student']['top1'] <= min(rows['student']['verb'], rows['student']['noun']) and rows['ensemble']['n'] == (df.split == 'test').sum()
     assert reading(tmp_path/'r').heads == dict(verb=5, noun=2)
     start = next(s for s in radevski2023(c) if s.name == 'student').build(models, loaders(c, df, ('rgb', 'depth'))).model.fc.weight
     for n in ('student', 'baseline'):                                                                   # a head with weight 0 takes no part: weight decay only, in both losses
