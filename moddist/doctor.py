@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .core import OKABE_ITO, DataError, Modality, Signal, atomic, progress as progress_bar, signal
+from .core import INK, DataError, Modality, Signal, atomic, progress as progress_bar, signal
 from .datasets.own import signals_of
 from .files import flow_components, frame_files, frame_rate, frame_shape, read_frames
 from .tracks import track_length
@@ -473,7 +473,7 @@ class Report:
     def figure(self): "Plotly figure: faults by check and signal, errors solid, warnings hatched"; return _figure(self)
 
 # %% ../nbs/01e_doctor.ipynb #65601585
-_COLOURS = [OKABE_ITO[k] for k in ('blue', 'vermillion', 'green', 'purple', 'orange', 'sky')]
+_COLOURS = INK[:6]
 _MARKS = dict(error='#c0392b', warning='#d9a400')
 
 def _rows(rows:Sequence[tuple], head:Sequence[str])->str: # HTML

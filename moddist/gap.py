@@ -21,8 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from .calibration import OKABE_ITO
-from .core import DataError, progress, read_json, rng, signal, write_json
+from .core import OKABE_ITO, DataError, progress, read_json, rng, signal, write_json
 from .data import test_dl
 from .evaluate import answers, predict, write_predictions
 from .models import load_model

@@ -17,10 +17,10 @@ from fastai.callback.progress import ProgressCallback
 from fastcore.basics import noop, patch
 from .core import DataError, ModelError
 from .distill import DistillCallback
-from .figures import INK, UNITS, _minus, _panels, _scale_of, _square, look, mime
+from .figures import INK, UNITS, _minus, _panels, _square, look, mime
 from .maps import MEAN, agreement, clip_maps, planes
 from .models import taps
-from .viz import COLOURS, png
+from .viz import COLOURS, _colorscale, png
 
 # %% ../nbs/04e_panel.ipynb #6e41a11c
 def watched()->str: # 'notebook' | 'terminal' | 'off'
@@ -62,7 +62,7 @@ def _draw_maps(fig, maps, i):
     for c, z, axis in ((2, real, 'coloraxis'), (3, h[i], 'coloraxis'), (4, h[i] - real, 'coloraxis2')): fig.add_heatmap(z=z, coloraxis=axis, hovertemplate='%{z:.3~g}<extra></extra>', row=1, col=c)
     for c in range(1, 5): _square(fig, 1, c)
     lo, hi, d = min(0., float(min(real.min(), np.min(h)))), float(max(real.max(), np.max(h), 1e-6)), max(float(np.abs(np.subtract(h, real)).max()), 1e-6)
-    fig.update_layout(coloraxis=dict(colorscale=_scale_of(COLOURS['feature']), cmin=lo, cmax=hi, showscale=False), coloraxis2=dict(colorscale=_scale_of(COLOURS['diff']), cmin=-d, cmax=d, showscale=False))
+    fig.update_layout(coloraxis=dict(colorscale=_colorscale(COLOURS['feature']), cmin=lo, cmax=hi, showscale=False), coloraxis2=dict(colorscale=_colorscale(COLOURS['diff']), cmin=-d, cmax=d, showscale=False))
 
 def _draw_term(fig, log, name, columns, **at):
     "One panel, and a dot on each line at the last epoch"

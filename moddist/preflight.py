@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from .calibration import OKABE_ITO, soften, temperature
-from .core import DataError, ModelError, rng, signal
+from .calibration import soften, temperature
+from .core import OKABE_ITO, DataError, ModelError, rng, signal
 from .data import test_dl
 from .evaluate import Predictions, ece, predict
+from .gap import _points
 from .models import load_model
 from .runs import loaders, open_index, privileged, reading
 
@@ -228,8 +229,6 @@ def _scores(S, T, peer, groups, dims, permutations, seed):
         **{f'mi_{k}': v[0] for k, v in info.items()}, mi_teacher_student_p=info['teacher_student'][2], cch_margin=info['teacher_student'][0] - info['student_label'][0], cka=linear_cka(S.features, T.features))
 
 # %% ../nbs/05e_preflight.ipynb #0d6e0a96
-def _points(x): return f'{100*x:+.1f}'.replace('-', '\N{MINUS SIGN}')
-
 def _verdict(v, lo, hi, min_gain):
     "The rules of the table above"
     adds = v['complement_p'] <= .05

@@ -22,8 +22,7 @@ import pandas as pd
 import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
-from .calibration import OKABE_ITO
-from .core import DataError, DepthClip, IRClip, MaskClip, MotionClip, RGBClip, read_json, rng, signal
+from .core import INK, DataError, DepthClip, IRClip, MaskClip, MotionClip, RGBClip, read_json, rng, signal
 from .data import test_dl
 from .depth import noisy_bytes
 from .inputs import ClipInputs
@@ -314,7 +313,6 @@ def crossing(
     return Crossing(better, worse, float(at), float(lo), float(hi), float(np.isfinite(x).mean()), float(levels[-1]))
 
 # %% ../nbs/05d_stress.ipynb #b9f8601b
-_INK = [OKABE_ITO[k] for k in ('blue', 'vermillion', 'green', 'purple', 'orange', 'sky', 'black')]
 _say = lambda v: 'blank' if not isinstance(v, str) and v < 0 else v if isinstance(v, str) else f'{v:g}'
 
 def _layout(c):
@@ -340,7 +338,7 @@ def plot_stress(
     from matplotlib.figure import Figure
     ax = Figure(figsize=(5.6, 3.4), layout='constrained').subplots() if ax is None else ax
     order, ticks, title = _layout(c)
-    for (m, g), colour in zip(c.groupby('model', sort=False), _INK):
+    for (m, g), colour in zip(c.groupby('model', sort=False), INK):
         g = g.set_index('level').reindex(order).dropna(subset='top1')
         at = [order.index(v) for v in g.index]
         ax.plot(at, 100*g.top1, 'o' if c.kind.iloc[0] == 'missing' else 'o-', color=colour, ms=4, label=m)
@@ -361,7 +359,7 @@ def stress_figure(
     "The same, interactive: hover for the numbers, click on the legend to hide a model"
     import plotly.graph_objects as go
     fig, (order, ticks, title) = go.Figure(), _layout(c)
-    for (m, g), colour in zip(c.groupby('model', sort=False), _INK):
+    for (m, g), colour in zip(c.groupby('model', sort=False), INK):
         g = g.set_index('level').reindex(order).dropna(subset='top1')
         at = [order.index(v) for v in g.index]
         fill = 'rgba({},{},{},.18)'.format(*(int(colour[i:i + 2], 16) for i in (1, 3, 5)))

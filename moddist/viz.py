@@ -15,11 +15,11 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 import numpy as np
 from .core import ModelError
 from .maps import MEAN, FeatureMaps, agreement, channel_table, planes
 from .maps import ORDERS, clip_maps, compute_maps # offered here too
+from .show import lut
 
 # %% ../nbs/04_viz.ipynb #49b12dcf
 @dataclass(frozen=True)
@@ -267,12 +267,6 @@ def show_compare(
     return fig
 
 # %% ../nbs/04_viz.ipynb #9e7a8e41
-@lru_cache
-def lut(name:str)->np.ndarray:
-    "A matplotlib colour map as uint8 [256, 3]"
-    from matplotlib import colormaps
-    return (colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-
 def _colorscale(name:str, n:int=33)->list:
     "The same as a plotly colour scale"
     return [[i/(n-1), 'rgb({},{},{})'.format(*lut(name)[round(255*i/(n-1))])] for i in range(n)]
