@@ -8,7 +8,6 @@ Docs: https://moddist.github.io/moddist/cli_data.html.md"""
 __all__ = ['app', 'Clips', 'Protocol', 'Options', 'write_html']
 
 # %% ../nbs/06a_cli_data.ipynb #1c2d3b97
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -52,13 +51,6 @@ def _ours(path):
 def _signals(text:str, df=None): # names; of an index, rgb and depth where it has them, if none are named
     if text or df is None: return tuple(s for s in text.split(',') if s)
     return tuple(s for s in ('rgb', 'depth') if s in df and df[s].notna().any()) or ('rgb',)
-
-@contextmanager
-def _interruptible():
-    "Ctrl-C is answered in one line"
-    from moddist.core import ModdistError
-    try: yield
-    except KeyboardInterrupt: raise ModdistError('interrupted; what is finished is kept, run the same command again to continue') from None
 
 # %% ../nbs/06a_cli_data.ipynb #f66e112e
 app = typer.Typer(name='data', help='Clips in: list, index, doctor, prepare, verify, make, show, card.', epilog='Examples:  moddist data index own clips --out clips.csv  |  moddist data doctor clips.csv  |  moddist data prepare --help', no_args_is_help=True, rich_markup_mode=None, context_settings=dict(help_option_names=['-h', '--help']))
@@ -109,7 +101,7 @@ def _doctor(
     from moddist.datasets import own
     from moddist.doctor import examine
     df, name = _clips(clips, protocol, option)
-    with _interruptible(): report = examine(df, _signals(signals) or None, published_counts(name, df, protocol) if name else None, deep, files=not names_only, clip_len=clip_len)
+    report = examine(df, _signals(signals) or None, published_counts(name, df, protocol) if name else None, deep, files=not names_only, clip_len=clip_len)
     print(report)
     if html: print(f'wrote {report.write_html(html)}')
     if clean: print(f'wrote {own.write_index(report.clean(df), clean)}')
@@ -133,7 +125,7 @@ def _prepare(
     from moddist.store import prepare
     df, _ = _clips(clips, protocol, option)
     out = out or settings().path('store')
-    with _interruptible(): found = prepare(df, out, _signals(signals, df), short_side=short_side, pictures=pictures, shard=_shard(shard), workers=workers, on_error='skip' if skip_errors else 'error')
+    found = prepare(df, out, _signals(signals, df), short_side=short_side, pictures=pictures, shard=_shard(shard), workers=workers, on_error='skip' if skip_errors else 'error')
     _skipped(found)
     print(f'{len(found)} of {len(df)} clips are complete in {out}; train with the index {Path(out)/"index.csv"}')
 
@@ -168,7 +160,7 @@ def _make(
     from moddist.derive import derive
     if clips is None: raise DataError(f'moddist data make {what}: of which clips? Give a CSV, a folder, or the name of a data set')
     out = out or settings().path('store')
-    with _interruptible(): found = derive(_clips(clips)[0], what, out, source, method=method, weights=weights, shard=_shard(shard), on_error='skip' if skip_errors else 'error')
+    found = derive(_clips(clips)[0], what, out, source, method=method, weights=weights, shard=_shard(shard), on_error='skip' if skip_errors else 'error')
     _skipped(found)
     print(f'{found[what].notna().sum()} of {len(found)} clips have {what}; index: {own.write_index(found, index or Path(out)/f"with-{what}.csv")}')
 

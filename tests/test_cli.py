@@ -117,8 +117,17 @@ def test_debug_traceback_in_a_real_process(tmp_path):
     assert done.returncode == 1 and 'Traceback (most recent call last)' in done.stderr and 'holds no run' in done.stderr
 
 
-def test_interrupted(call, monkeypatch):
-    def slow(*args): raise KeyboardInterrupt
+def wrapped(*args):
+    "What Python 3.11 and older do with an interrupt that falls into a class body: `__set_name__` turns it into another error"
+    try: raise KeyboardInterrupt
+    except KeyboardInterrupt as e: raise RuntimeError('Error calling __set_name__') from e
+
+
+def plain(*args): raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('slow', [plain, wrapped])
+def test_interrupted(call, monkeypatch, slow):
     monkeypatch.setattr(cli, 'demo', slow)
     failed(call('demo'), 'interrupted', 'run the same command again')
 
@@ -367,7 +376,7 @@ def test_ctrl_c_while_training(here, tmp_path):
     while not (tmp_path/'run'/'rgb'/'record.json').is_file() and time.time() < until and child.poll() is None: time.sleep(.02)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=120)
-    assert child.returncode == 1 and out == '' and 'Traceback' not in err and 'moddist: interrupted; finished steps are kept' in err, err
+    assert child.returncode == 1 and out == '' and 'Traceback' not in err and 'moddist: interrupted; what is finished is kept' in err, err
     done = {p.parent.name for p in (tmp_path/'run').glob('*/record.json')}
     assert 'rgb' in done and 'student' not in done and not list(tmp_path.rglob('.partial-*'))
     for name in done: load_model(tmp_path/'run'/name/'model.safetensors')
