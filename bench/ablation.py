@@ -11,13 +11,12 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 from evidence import differences
+from processes import each
 
 HERE = Path(__file__).resolve().parent
 FUSED, MEAN, ALONE = 'rgb+hallucination', 'rgb+hallucination-mean', 'hallucination'
@@ -138,9 +137,7 @@ def main():
     if args.fast: args.seeds, args.data_seeds = min(args.seeds, 2), args.data_seeds[:1]
     variations(args)
     for d in args.data_seeds: data(args, d)
-    call = [sys.executable, __file__, *sys.argv[1:]]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda t: subprocess.run([*call, '--one', *map(str, t)], check=True), [(d, s) for d in args.data_seeds for s in range(args.seeds)]))
+    each([(d, s) for d in args.data_seeds for s in range(args.seeds)], args.jobs)
     from moddist.core import write_json
     out = Path(args.out or HERE/'results'/f'ablation{kind(args)}.json')
     result = summary(args)

@@ -8,11 +8,11 @@ Every run is resumable and lands in --runs; the summary (rows of every run, gate
 """
 import argparse
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+
+from processes import each
 
 HERE = Path(__file__).resolve().parent
 VIEWS = dict(zoom=(.8, 1.25), rotate=15., tempo=.4)  # looked at once on a development set, not tuned, fixed before the data sets named above were rendered
@@ -123,9 +123,7 @@ def main():
     if args.one: return one_run(args, *args.one)
     for d in args.data_seeds: data(args, d)
     todo = [(d, s) for d in args.data_seeds for s in range(args.seeds)]
-    call = [sys.executable, __file__, *sys.argv[1:]]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda t: subprocess.run([*call, '--one', *map(str, t)], check=True), todo))
+    each(todo, args.jobs)
     from moddist.core import write_json
     out = Path(args.out or HERE/'results'/f'evidence{"-motions"*args.counter_example}{"-views"*args.views}.json')
     write_json(out, summary(args))
