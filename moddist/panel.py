@@ -20,6 +20,7 @@ from .distill import DistillCallback
 from .figures import INK, UNITS, _minus, _panels, _square, look, mime
 from .maps import MEAN, agreement, clip_maps, planes
 from .models import taps
+from .runs import RecipeBar
 from .viz import COLOURS, _colorscale, png
 
 # %% ../nbs/04e_panel.ipynb #6e41a11c
@@ -35,6 +36,7 @@ def panel_figure(
     maps:Mapping|None=None, # `TrainingPanel.maps`; None = curves only
     slider:bool=True, # a slider over the epochs; False = the last epoch only
     most:int=60, # positions of the slider at most, spread over the epochs
+    name:str='', # what was trained, for the title
 ): # plotly Figure
     "Curves of a training and the maps of its fixed clip; `DataError` before the first epoch"
     from plotly.subplots import make_subplots
@@ -47,12 +49,12 @@ def panel_figure(
     for i, (p, names) in enumerate(panels.items()): _draw_term(fig, log, p, names, row=i//cols + 1 + top, col=i % cols + 1)
     for note in fig.layout.annotations: note.font.size = 12
     fig.update_layout(legend=dict(orientation='h', x=1, xanchor='right', y=1, yanchor='top', yref='container'), hovermode='x', margin=dict(t=78, b=50 + 40*slider, r=10))
-    look(fig, title=_heading(log, maps, len(log) - 1), height=130 + 210*(rows + top) + 40*slider)
-    return _add_slider(fig, log, maps, most) if slider and len(log) > 1 else fig
+    look(fig, title=_heading(name, log, maps, len(log) - 1), height=130 + 210*(rows + top) + 40*slider)
+    return _add_slider(fig, name, log, maps, most) if slider and len(log) > 1 else fig
 
 # %% ../nbs/04e_panel.ipynb #f05f3b52
-def _heading(log, maps, i):
-    n = f'after epoch {log.epoch.iloc[i]:.0f}'
+def _heading(name, log, maps, i):
+    n = f'{name}, '*bool(name) + f'after epoch {log.epoch.iloc[i]:.0f}'
     return f'{n}: {maps["clip"]}, {maps["layer"]}, r = {_minus(log.valid_correlation.iloc[i])}' if maps else n
 
 def _draw_maps(fig, maps, i):
@@ -77,7 +79,7 @@ def _draw_term(fig, log, name, columns, **at):
     fig.update_xaxes(title='epoch', range=[min(float(log.epoch.iloc[0]), last - 1) - .15, last + .15], tick0=0, dtick=-(-len(log)//6), **at)
     fig.update_yaxes(title=UNITS.get(name, ''), **at)
 
-def _add_slider(fig, log, maps, most):
+def _add_slider(fig, name, log, maps, most):
     "One animation frame per epoch: the maps and the dots move"
     import plotly.graph_objects as go
     shown, dots = np.unique(np.linspace(0, len(log) - 1, min(most, len(log))).round().astype(int)), [i for i, t in enumerate(fig.data) if t.meta]
@@ -85,7 +87,7 @@ def _add_slider(fig, log, maps, most):
     def frame(i):
         data = [go.Heatmap(z=maps['hallucinated'][i]), go.Heatmap(z=maps['hallucinated'][i] - maps['real'])] if maps else []
         data += [go.Scatter(x=[log.epoch.iloc[i]], y=[log[fig.data[k].meta].iloc[i]]) for k in dots]
-        return go.Frame(data=data, traces=moving, name=str(i), layout=dict(title=dict(text=_heading(log, maps, i))))
+        return go.Frame(data=data, traces=moving, name=str(i), layout=dict(title=dict(text=_heading(name, log, maps, i))))
     fig.frames = [frame(i) for i in shown]
     now = dict(frame=dict(duration=0, redraw=True), mode='immediate', transition=dict(duration=0))
     fig.update_layout(sliders=[dict(active=len(shown) - 1, x=0, len=1, y=0, yanchor='top', pad=dict(t=46), currentvalue=dict(visible=False), ticklen=4,
@@ -94,7 +96,7 @@ def _add_slider(fig, log, maps, most):
 
 # %% ../nbs/04e_panel.ipynb #5dc435e4
 class TrainingPanel(Callback):
-    "Show a training while it runs; keeps `log`, `maps` and `history`; events before_fit, before_epoch, after_batch, after_epoch, after_fit"
+    "Show a training while it runs, or the steps of a recipe one after another; keeps `steps`, and `log`, `maps`, `history` of the last fit; events before_fit, before_epoch, after_batch, after_epoch, after_fit"
     order = 55 # after the recorder, before fastai's own bar
     def __init__(self,
         where:str='auto', # 'auto' | 'notebook' | 'terminal' | 'off'
@@ -106,19 +108,29 @@ class TrainingPanel(Callback):
     ):
         if where not in ('auto', 'notebook', 'terminal', 'off'): raise ModelError(f'where={where!r}: expected auto, notebook, terminal or off')
         self.where, self.clip, self.tap, self.channel, self.file = where, clip, tap, channel, file
-        self.history, self.maps, self._bar, self._said, self._live = [], None, None, None, None
+        self.history, self.maps, self.steps = [], None, {} # steps: name -> (history, maps)
+        self._step, self._within, self._bar, self._said, self._live = '', None, None, None, None
 
     @property
     def log(self)->pd.DataFrame: return pd.DataFrame(self.history) # one row per epoch: epoch (1, 2, ...), train_..., valid_...
-    def figure(self, **options): return panel_figure(self.log, self.maps, **options) # `slider`, `most` of `panel_figure`
+    def figure(self,
+        step:str|None=None, # of a recipe, one of `steps`; None = the fit that ran last
+        **options, # `slider`, `most` of `panel_figure`
+    ): # plotly Figure
+        "What was seen, as one figure; `DataError` for a step that was not watched"
+        if step is not None and step not in self.steps: raise DataError(f'no step {step!r} was watched; expected one of {", ".join(self.steps) or "none yet"}')
+        step = self._step if step is None else step
+        history, maps = self.steps.get(step, ((), None))
+        return panel_figure(pd.DataFrame(history), maps, name=step, **options)
 
     def before_fit(self):
         if hasattr(self.learn, 'lr_finder'): self.run = False; return                      # set back by fastai after the search
         self.history, self.maps, self._mode = [], None, watched() if self.where == 'auto' else self.where
+        self._enter(next((c for c in self.learn.cbs if isinstance(c, RecipeBar)), None))
         self._distill = next((c for c in self.learn.cbs if isinstance(c, DistillCallback)), None)
         self._look = self._fixed_clip()
         self._quiet()
-        if self._mode == 'terminal': self._open_bar()
+        if self._mode == 'terminal' and self._within is None: self._open_bar()             # a recipe has its own
 
     def before_epoch(self): self._sums, self._clips = {}, 0
 
@@ -139,6 +151,7 @@ class TrainingPanel(Callback):
         row = {('' if k.startswith(('train_', 'valid_')) else 'valid_') + k: float(v) for k, v in seen if isinstance(v, (int, float))}
         row = dict(epoch=self.epoch + 1) | {k: float(v)/self._clips for k, v in self._sums.items()} | row
         self.history.append(row | (self._look() if self._look else {}))
+        self.steps[self._step] = self.history, self.maps
         self._show(last=False)
 
     def after_fit(self):
@@ -155,6 +168,7 @@ def _fixed_clip(self:TrainingPanel):
     if isinstance(self.clip, str) and self.clip not in (r['clip_id'] for r in rows): raise DataError(f'clip {self.clip!r} is not among the {len(rows)} validation clips; expected a name such as {rows[0]["clip_id"]!r}, or a position')
     if not isinstance(self.clip, str) and not -len(rows) <= self.clip < len(rows): raise DataError(f'clip {self.clip}: there are {len(rows)} validation clips; expected 0 to {len(rows) - 1}')
     row = next(r for r in rows if r['clip_id'] == self.clip) if isinstance(self.clip, str) else rows[self.clip]
+    if tap not in taps(self.model) and not any(t.taps for t in d.terms): return None       # a step of a recipe that compares no maps
     if tap not in taps(self.model): raise ModelError(f'no tap {tap!r} in the student: expected one of {", ".join(taps(self.model))}')
     term = next((t for t in d.terms if tap in t.taps), None)
     full = d.teacher_tap(term.teacher_taps[term.taps.index(tap)] if term and term.teacher_taps else tap)
@@ -175,6 +189,13 @@ def _compare(self:TrainingPanel, rows, teacher, signals, name, tap):
 
 # %% ../nbs/04e_panel.ipynb #c0724ea9
 @patch
+def _enter(self:TrainingPanel, recipe):
+    "A fit of its own gets an output of its own; the steps of one recipe share one"
+    self._step, within = (recipe.step, recipe.bar) if recipe else ('', None)
+    if within is None or within is not self._within: self.steps, self._said = {}, None
+    self._within = within
+
+@patch
 def _quiet(self:TrainingPanel):
     "fastai's own bar and table are off while this fit is shown here"
     self._loud()
@@ -188,7 +209,7 @@ def _loud(self:TrainingPanel):
     "Give back what `_quiet` took"
     if self.__dict__.get('_logger') is not None: self.learn.logger = self._logger
     if self._bar is not None: self._bar.close()
-    self._logger = self._bar = self._said = self._live = None
+    self._logger = self._bar = self._live = None
 
 @patch
 def _open_bar(self:TrainingPanel):

@@ -353,8 +353,9 @@ def run(
     c:Radevski2023=Radevski2023(), # settings
     only:Sequence[str]|None=None, # names of steps to run, with what they need; None = all
     data:dict|None=None, # where the index came from, e.g. dict(dataset='synthetic', root=...); kept in run.json for `open_index`
+    cbs:Sequence[Callback]=(), # that watch the training of every step, e.g. `TrainingPanel()`
 )->dict[str, nn.Module]: # models by step name
     "Run the recipe, or what is left of it; `ModelError` when `out` holds a run of other settings"
     if num_distrib() > 1: raise ModelError(f'{num_distrib()} processes would each write {out}: take a step out and train it with learn.distrib_ctx(), as in the chapter radevski')
     c = replace(c, precision=c.precision or settings().precision)
-    return run_steps(df, out, c, radevski2023(c), 'radevski2023', only, data)
+    return run_steps(df, out, c, radevski2023(c), 'radevski2023', only, data, cbs)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import pandas as pd
+from fastai.callback.core import Callback
 from torch import nn
 from .backbones import ARCHS, VideoStream
 from .core import ModelError, ProtocolError
@@ -134,10 +135,11 @@ def run(
     c:Garcia2018=Garcia2018(), # settings
     only:Sequence[str]|None=None, # names of steps to run, with what they need; None = all
     data:dict|None=None, # where the index came from, e.g. dict(dataset='synthetic', root=...); kept in run.json for `open_index`
+    cbs:Sequence[Callback]=(), # that watch the training of every step, e.g. `TrainingPanel()`
 )->dict[str, nn.Module]: # models by step name
     "Run the four steps and the baselines, or what is left of them; `ModelError` when `out` holds a run of other settings"
     if c.unlabelled: _check_unlabelled(df, [c.student, c.teacher])
-    return run_steps(df, out, c, garcia2018(c), 'garcia2018', only, data)
+    return run_steps(df, out, c, garcia2018(c), 'garcia2018', only, data, cbs)
 
 def _check_unlabelled(df, signals):
     if not (df.split == 'unlabelled').any(): raise ProtocolError("unlabelled=True, but no clip has the split 'unlabelled'; see `runs.few_labels`, or leave it off")

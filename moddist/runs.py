@@ -132,22 +132,36 @@ def _warnings(history):
     return found
 
 # %% ../nbs/03d_runs.ipynb #23ee625d
-class _Bar(Callback):
-    "Advances one progress bar for the whole recipe"
+class RecipeBar(Callback):
+    "One progress bar for all steps of a recipe; events before_fit, after_batch, after_epoch"
     order = 60
-    def __init__(self, bar): self.bar = bar
+    def __init__(self,
+        bar, # of tqdm
+        step:str, # what is being trained
+        i:int, # position among the steps of the recipe, from 1
+        n:int, # number of steps
+    ): self.bar, self.step, self.i, self.n = bar, step, i, n
+    def before_fit(self): self.bar.set_description(f'{self.step} ({self.i}/{self.n})')
     def after_batch(self):
         if self.training: self.bar.update(1)
+    def after_epoch(self):
+        seen = zip(self.recorder.metric_names[1:-1], self.recorder.log[1:])
+        self.bar.set_postfix({k: f'{v:.3g}' for k, v in seen if isinstance(v, (int, float))}, refresh=False)
 
-def _train(step, c, df, models, bar, folder):
+def _lengthen(bar, more, done):
+    "Correct the length of a bar, and count what an earlier call did, which says nothing about the speed of this one"
+    if bar.disable: return
+    bar.total += more; bar.initial += done; bar.update(done)
+    if hasattr(bar, 'container'): bar.container.children[1].max = bar.total # tqdm's notebook bar keeps its own
+
+def _train(step, c, df, models, show, folder):
     "Build and train one step, or what is left of it; returns (model, history, seconds)"
     seed_all(int(hashlib.sha256(f'{c.seed} {step.name}'.encode()).hexdigest()[:8], 16))
     if not step.epochs: return step.build(models, step.loaders(df)) if step.loaders else step.build(models), [], 0.
     dls = step.loaders(df) if step.loaders else loaders(c, df, step.reads)
     learn, start = step.build(models, dls), time.perf_counter()
     state = resumable(learn, folder/'checkpoint.safetensors', step.name)
-    bar.set_description(step.name); bar.update(state.start*len(dls.train))
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs([_Bar(bar), *state.callbacks]): (step.fit or fit)(learn, step.epochs)
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs([*show(step, dls, state.start), *state.callbacks]): (step.fit or fit)(learn, step.epochs)
     return learn.model.cpu().eval(), state.history, time.perf_counter() - start
 
 # %% ../nbs/03d_runs.ipynb #0d434fbc
@@ -181,25 +195,31 @@ def run_steps(
     recipe:str, # its name, kept in run.json
     only:Sequence[str]|None=None, # names of steps to run, with what they need; None = all
     data:dict|None=None, # where the index came from, e.g. dict(dataset='synthetic', root=...); kept in run.json for `open_index`
+    cbs:Sequence[Callback]=(), # that watch the training of every step, e.g. `TrainingPanel()`
 )->dict[str, nn.Module]: # models by step name
     "Run a recipe, or what is left of it; `ModelError` when `out` holds another run"
     out, steps = Path(out), _chosen(steps, only)
     check_index(df[df.split.isin(['train', 'valid'])], list(dict.fromkeys(x for s in steps for x in s.reads)), tuple(c.heads or ('label',)))
     _claim(out, c, recipe, index_hash(df), data)
     models, records, per_epoch = {}, {}, int((df.split == 'train').sum())//c.bs
-    with progress(range(sum(s.epochs for s in steps)*per_epoch), 'recipe', unit='batch') as bar:
+    todo = [s for s in steps if not (out/s.name/'record.json').is_file()]
+    with progress(range(sum(s.epochs for s in todo)*per_epoch), 'recipe', unit='batch') as bar:
+        def show(step, dls, start):
+            "What watches a step; the bar counts the batches that its loaders really give"
+            _lengthen(bar, step.epochs*(len(dls.train) - per_epoch), start*len(dls.train))
+            return [RecipeBar(bar, step.name, steps.index(step) + 1, len(steps)), *cbs]
         for step in steps:
             folder = out/step.name
-            if (folder/'record.json').is_file():
+            if step not in todo:
                 models[step.name], records[step.name] = load_model(folder/'model.safetensors'), read_json(folder/'record.json')
-                step.keep.update(records[step.name].get('keep', {})); bar.update(step.epochs*per_epoch)
-            else: models[step.name] = _one_step(step, c, df, models, records, bar, folder)
+                step.keep.update(records[step.name].get('keep', {}))
+            else: models[step.name] = _one_step(step, c, df, models, records, show, folder)
     return models
 
-def _one_step(step, c, df, models, records, bar, folder):
+def _one_step(step, c, df, models, records, show, folder):
     "Train a step, check it, and write its weights and record"
     before = {n: _state_hash(models[n]) for n in step.needs}
-    model, history, seconds = _train(step, c, df, models, bar, folder)
+    model, history, seconds = _train(step, c, df, models, show, folder)
     record = records[step.name] = dict(name=step.name, step=step.number, reads=step.reads, test=step.test, epochs=step.epochs, needs=step.needs, seconds=round(seconds, 1), params=sum(p.numel() for p in model.parameters()),
                                        valid=dict(top1=history[-1].get('accuracy')) if history else {}, history=history, keep=step.keep, environment=environment())
     record['warnings'] = [f'{n} changed while {step.name} was trained' for n, h in before.items() if _state_hash(models[n]) != h] + _warnings(history) + (step.checks(model, records, df) if step.checks else [])

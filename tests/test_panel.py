@@ -3,6 +3,7 @@ import copy
 import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from moddist.losses import hallucination_loss
 from moddist.maps import agreement, clip_maps, planes
 from moddist.models import SmallStream
 from moddist.panel import TrainingPanel, panel_figure, watched
+from moddist.recipes import Garcia2018, run
 
 torch.set_num_threads(1)
 
@@ -206,8 +208,49 @@ def test_wrong_places():
     refused(lambda: TrainingPanel().figure(), 'no epoch')
 
 
+# ---------------------------------------------------------------- a recipe
+
+RECIPE = Garcia2018(epochs=1, long=1., distil=1., clip_len=4, bs=8)
+
+
+@pytest.fixture(scope='module')
+def watched_recipe(df, tmp_path_factory):
+    panel, bars = TrainingPanel('terminal', file=io.StringIO()), io.StringIO()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sys, 'stderr', bars)
+        m.setattr(bars, 'isatty', lambda: True, raising=False)
+        models = run(df, tmp_path_factory.mktemp('watched')/'run', RECIPE, only=['hallucination'], cbs=[panel])
+    return models, panel, bars.getvalue()
+
+
+def test_a_recipe_is_watched_step_by_step_and_stays_the_same(df, watched_recipe, tmp_path):
+    models, panel, _ = watched_recipe
+    assert list(panel.steps) == ['rgb', 'depth', 'rgb+depth', 'hallucination'] and panel.file.getvalue() == ''
+    assert all(len(history) == 1 for history, _ in panel.steps.values()) and [m is not None for _, m in panel.steps.values()] == [False, False, False, True]
+    assert panel.figure().layout.title.text.startswith('hallucination, after epoch 1') and panel.figure('rgb').layout.title.text == 'rgb, after epoch 1'
+    for name, m in run(df, tmp_path/'run', RECIPE, only=['hallucination']).items():
+        for (k, a), b in zip(m.state_dict().items(), models[name].state_dict().values()): assert torch.equal(a, b), (name, k)
+    refused(lambda: panel.figure('student'), "'student'", 'rgb+depth, hallucination')
+
+
+def test_one_bar_for_the_whole_recipe(df, watched_recipe):
+    "Its length is that of all batches, it names the step, and ends full with the last values"
+    last = watched_recipe[2].replace('\n', '\r').rstrip('\r').split('\r')[-1]
+    done, total = map(int, re.search(r'(\d+)/(\d+) \[', last).groups())
+    batches = (df.split == 'train').sum()//RECIPE.bs
+    assert done == total == 4*batches and 'hallucination (4/4)' in last and 'accuracy=' in last and '100%' in last
+
+
+def test_finished_steps_are_not_shown_again(df, tmp_path):
+    run(df, tmp_path/'run', RECIPE, only=['rgb'])
+    run(df, tmp_path/'run', RECIPE, only=['rgb', 'depth'], cbs=[panel := TrainingPanel('off')])
+    assert list(panel.steps) == ['depth']
+
+
 # ---------------------------------------------------------------- a kernel
 
+RECIPES = '''panel = TrainingPanel()
+_ = run(df, 'watched', RECIPE, only=['hallucination'], cbs=[panel])'''
 CELL = '''import sys, torch, warnings; sys.path.insert(0, {tests!r}); warnings.filterwarnings('ignore')
 from test_panel import *
 df = synthetic.index({root!r})
@@ -225,16 +268,18 @@ def test_in_a_kernel(df, tmp_path):
     from pathlib import Path
     root = Path(df.rgb.iloc[0]).parents[1]
     while not (root/'moddist.json').is_file(): root = root.parent
-    cells = [nbformat.v4.new_code_cell(s) for s in (CELL.format(tests=str(Path(__file__).parent), root=str(root)), SAME)]
+    cells = [nbformat.v4.new_code_cell(s) for s in (CELL.format(tests=str(Path(__file__).parent), root=str(root)), SAME, RECIPES)]
     nb = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
     client = NotebookClient(nb, timeout=300, resources=dict(metadata=dict(path=str(tmp_path))))
-    updates = []
+    updates = {i: [] for i in range(len(cells))}
     seen = client.process_message
-    client.process_message = lambda msg, cell, i: (updates.append(msg['header']['msg_type']), seen(msg, cell, i))[1]
+    client.process_message = lambda msg, cell, i: (updates[i].append(msg['header']['msg_type']), seen(msg, cell, i))[1]
     client.execute()
     shown = [o for o in cells[0]['outputs'] if 'application/vnd.plotly.v1+json' in o.get('data', {})]
-    assert len(shown) == 1 and updates.count('display_data') == 1 and updates.count('update_display_data') == 1 and 'comm_msg' in updates[:updates.index('update_display_data')]
+    assert len(shown) == 1 and updates[0].count('display_data') == 1 and updates[0].count('update_display_data') == 1 and 'comm_msg' in updates[0][:updates[0].index('update_display_data')]
     fig = shown[0]['data']['application/vnd.plotly.v1+json']
     assert len(fig['frames']) == 2 and 'epoch 2' in fig['layout']['title']['text'] and len(json.dumps(fig)) < 400_000
     assert not [o for o in cells[0]['outputs'] if o['output_type'] == 'stream' or 'text/html' in o.get('data', {})]
     assert cells[1]['outputs'][0]['text'] == 'notebook 2 True\n'
+    bar, panel = ([o for o in cells[2]['outputs'] if kind in o.get('data', {})] for kind in ('application/vnd.jupyter.widget-view+json', 'application/vnd.plotly.v1+json'))
+    assert len(bar) == 1 and len(panel) == 1 and panel[0]['data']['application/vnd.plotly.v1+json']['layout']['title']['text'].startswith('hallucination, ')

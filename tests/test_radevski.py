@@ -244,12 +244,12 @@ def test_two_heads_from_the_settings_to_the_predictions(clips, tmp_path):
 CODE = '''import os, signal, sys, pandas as pd, torch
 torch.set_num_threads(1)
 from moddist import runs, radevski
-was, seen, last = runs._Bar.after_batch, 0, int(sys.argv[3])
+was, seen, last = runs.RecipeBar.after_batch, 0, int(sys.argv[3])
 def after_batch(self):
     global seen
     was(self); seen += self.training
     if seen == last: os.kill(os.getpid(), signal.SIGKILL)
-runs._Bar.after_batch = after_batch
+runs.RecipeBar.after_batch = after_batch
 tiny = dict({'class': 'SmallStream'}, width=4)
 c = radevski.Radevski2023(epochs=2, student_epochs=3, bs=10, crop=32, weighting='held-out', group='', streams=dict(rgb=tiny, depth=tiny))
 radevski.run(pd.read_pickle(sys.argv[1]), sys.argv[2], c, only=['student'])

@@ -27,12 +27,12 @@ CODE = '''import os, signal, sys, pandas as pd, torch
 torch.set_num_threads(1)
 from moddist import recipes, runs
 seen, last = 0, int(sys.argv[3])
-was = runs._Bar.after_batch
+was = runs.RecipeBar.after_batch
 def after_batch(self):
     global seen
     was(self); seen += self.training
     if seen == last: os.kill(os.getpid(), signal.SIGKILL)
-runs._Bar.after_batch = after_batch
+runs.RecipeBar.after_batch = after_batch
 from dataclasses import replace
 c = recipes.Garcia2018(epochs=2, long=1., fine=1., distil=1.5)
 recipes.run(pd.read_pickle(sys.argv[1]), sys.argv[2], c, only=['rgb+hallucination'])
