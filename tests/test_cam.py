@@ -1,5 +1,6 @@
 """Class activation maps: the sum that is the logit in every kind of stream, gradients against weights, cells against measured receptive fields, and an object that decides beside one that does not."""
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -208,11 +209,14 @@ def test_maps_that_do_not_fit():
 
 # ---------------------------------------------------------------- an object that decides
 
-def planted(n, seed, T=2, H=128, size=48):
-    "Two moving squares of one size: the texture of the first is the class, the grey of the second says nothing"
+COLOURS = torch.tensor([[1., -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])[:, :, None, None].expand(-1, -1, 48, 48)
+
+
+def planted(n, seed, looks=None, T=2, H=128, size=48):
+    "Two moving squares of one size: the texture of the first (or its look of `looks`) is the class, the grey of the second says nothing"
     g, i = torch.Generator().manual_seed(seed), torch.arange(size)
     rows, cols = i[:, None].expand(-1, size), i.expand(size, -1)
-    textures = torch.stack([cols//4 % 2, rows//4 % 2, (rows + cols)//6 % 2, (rows//4 + cols//4) % 2])*2. - 1
+    textures = torch.stack([cols//4 % 2, rows//4 % 2, (rows + cols)//6 % 2, (rows//4 + cols//4) % 2])*2. - 1 if looks is None else looks
     x = 2*F.avg_pool2d(torch.randn(n, 3*T, H, H, generator=g), 5, 1, 2).view(n, 3, T, H, H)
     y, masks = torch.randint(4, (n,), generator=g), torch.zeros(2, n, T, H, H, dtype=torch.bool)
     for k in range(n):
@@ -226,18 +230,21 @@ def planted(n, seed, T=2, H=128, size=48):
     return x, y, *masks
 
 
-@pytest.fixture(scope='module')
-def decided():
-    "A small stream trained for seconds on planted clips, and other clips"
-    x, y, *_ = planted(96, 0)
-    seed_all(0)
-    net, order, steps = SmallStream(4), torch.Generator().manual_seed(1), 40
-    opt = torch.optim.AdamW(net.parameters(), 4e-3, weight_decay=.02)
-    rate = torch.optim.lr_scheduler.OneCycleLR(opt, 4e-3, total_steps=steps)
+def trained(net, x, y, steps, lr):
+    "Trained for seconds on planted clips"
+    order, opt = torch.Generator().manual_seed(1), torch.optim.AdamW(net.parameters(), lr, weight_decay=.02)
+    rate = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps)
     for _ in range(steps):
         i = torch.randint(len(x), (8,), generator=order)
         opt.zero_grad(); cross_entropy(net(x[i]), y[i]).backward(); opt.step(); rate.step()
-    return net.eval(), *planted(40, 1)
+    return net.eval()
+
+
+@pytest.fixture(scope='module')
+def decided():
+    "A small stream, and clips it has not seen"
+    seed_all(0)
+    return trained(SmallStream(4), *planted(96, 0)[:2], 40, 4e-3), *planted(40, 1)
 
 
 def test_the_evidence_lies_in_the_object_that_decides(decided):
@@ -266,6 +273,44 @@ def test_the_evidence_speaks_for_its_class_only(decided):
     at = touched(textured, (2, 8, 8))
     own, other = ((cam(net, x, target=t)*at).sum((1, 2, 3)) for t in (y, (y + 1) % 4))
     assert (own > other).float().mean() > .9
+
+
+@pytest.fixture(scope='module')
+def swin():
+    "Torchvision's Swin with fewer channels and blocks, which learns the colour of the square in seconds, and clips it has not seen"
+    from moddist import backbones
+    from torchvision.models.video.swin_transformer import SwinTransformer3d
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(backbones, '_net', lambda arch: SwinTransformer3d(patch_size=[2, 4, 4], embed_dim=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], window_size=[8, 7, 7]))
+        m.setitem(backbones.ARCHS, 'swin3d_t', dataclasses.replace(backbones.ARCHS['swin3d_t'], channels=(16, 32, 64, 128, 128), drop_path=0.))
+        seed_all(0)
+        yield trained(VideoStream('swin3d_t', 4), *planted(400, 0, COLOURS)[:2], 250, 2e-3), *planted(40, 1, COLOURS)
+
+
+def test_a_swin_keeps_the_place_in_its_middle_stages_only(swin):
+    "Attention mixes the tokens of the last stage: its map is exact and says nothing of the place. The stages before it do"
+    net, x, y, coloured, plain = swin
+    with torch.no_grad(): assert (net(x).argmax(1) == y).float().mean() > .95
+    inside = {}
+    for tap in ('stage2', 'stage3', 'stage4'):
+        m = cam(net, x, target=y, tap=tap)
+        inside[tap] = [v.mean().item() for v in (energy_inside(m, coloured, True), energy_inside(m, plain, True), touched(coloured, m.shape[1:], True).float())]
+    for tap in ('stage2', 'stage3'):
+        found, other, area = inside[tap]
+        assert found > 1.5*area and found > .58 and other < area, inside
+    found, other, area = inside['stage4']
+    assert abs(found - area) < .08 and abs(other - area) < .08, inside
+
+
+def test_both_streams_of_a_pair_look_at_the_object(decided):
+    "Two connected streams that read the same clip: the evidence of each lies in the square that decides"
+    *_, x, y, textured, plain = decided
+    seed_all(0)
+    pair = trained(TwoStream(SmallStream(4), SmallStream(4)), *planted(192, 0)[:2], 80, 4e-3)
+    with torch.no_grad(): assert (pair(x).argmax(1) == y).float().mean() > .9
+    for stream in ('main', 'inject'):
+        m = cam(pair, x, target=y, tap=stream)
+        assert energy_inside(m, textured).mean() >= .7 and energy_inside(m, plain).mean() < .2, stream
 
 
 # ---------------------------------------------------------------- figures
