@@ -95,8 +95,8 @@ def spread(xs, **more): return dict(mean=round(statistics.mean(xs), 2), sd=round
 
 def summary(args):
     "Per data set: accuracy of each variation in %, paired differences in points"
-    from machine import machine
-    result = dict(command=' '.join(['python', 'bench/ablation.py', *sys.argv[1:]]), protocol='cross-subject, test subjects', settings=asdict(settings(args, 0)) | dict(seed='varies'), variations=variations(args),
+    from machine import command, machine
+    result = dict(command=command(), protocol='cross-subject, test subjects', settings=asdict(settings(args, 0)) | dict(seed='varies'), variations=variations(args),
                   rows=dict(step_4=FUSED, average=MEAN, alone=ALONE), environment=machine(), data_sets={})
     for d in args.data_seeds:
         runs = found(args, d)

@@ -8,10 +8,10 @@ Every run is resumable and lands in --runs; the summary (rows of every run, gate
 """
 import argparse
 import statistics
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from machine import command
 from processes import each
 
 HERE = Path(__file__).resolve().parent
@@ -69,7 +69,7 @@ def summary(args):
     "Collect all runs, per data set: mean and deviation of each row, paired differences, gates"
     from moddist.core import read_json
     from moddist.runs import environment
-    result = dict(command=' '.join(['python', 'bench/evidence.py', *sys.argv[1:]]), protocol='cross-subject', environment=environment(), data_sets={})
+    result = dict(command=command(), protocol='cross-subject', environment=environment(), data_sets={})
     for d in args.data_seeds:
         runs = [read_json(f) for f in sorted(Path(args.runs).glob(f'd{d}{kind(args)}-s*/test.json'))]
         if not runs: continue

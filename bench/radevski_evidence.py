@@ -16,7 +16,6 @@ import argparse
 import json
 import shutil
 import statistics
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -153,7 +152,7 @@ def main():
         torch.set_num_threads(1)
         return choose(args, *args.one) if len(args.one) == 1 else one_fold(args, *args.one)
 
-    from machine import machine
+    from machine import command, machine
     from moddist.core import read_json, write_json
     from moddist.runs import index_hash
     df, seeds = clips(args), range(1 if args.fast else args.seeds)
@@ -167,7 +166,7 @@ def main():
         result[w] = summary({n: [pooled([f[n] for f in fs]) for fs in found] for n in found[0][0]}, people, names)
         print(f'{w}: {result[w]["headline"]}')
     record = write_json(args.out or (folder(args) if args.fast else HERE/'results')/f'radevski-{args.dataset}.json', dict(
-        command=' '.join(['python', 'bench/radevski_evidence.py', *sys.argv[1:]]).replace(args.root, 'FOLDER'), protocol='no person on both sides', folds=parts, seeds=list(seeds), index=index_hash(df.assign(split='')), clips=len(df),
+        command=command([args.root]), protocol='no person on both sides', folds=parts, seeds=list(seeds), index=index_hash(df.assign(split='')), clips=len(df),
         people=df[person(args.dataset)].nunique(), classes=names, settings=asdict(settings(args.dataset, args.fast)) | dict.fromkeys(('seed', 'weighting', 'tau', 'lambda_gt'), 'varies'), environment=machine(),
         choice={f: read_json(folder(args)/f'choice-f{f}.json') for f in parts}, weightings=result))
     print(f'wrote {record}')
