@@ -2,6 +2,7 @@
 
     python bench/evidence.py --seeds 5 --data-seeds 101 102 --saturate 7.2          # about 13 minutes per seed and core
     python bench/evidence.py --seeds 3 --data-seeds 103 --counter-example           # ten motions, no ball: where it is not expected to help
+    python bench/evidence.py --seeds 3 --data-seeds 101 --cross-view                # two cameras train, the third tests
     python bench/evidence.py --seeds 2 --data-seeds 203 204 --views                 # zoom, turn and tempo in training, for baselines and method alike
 
 Every run is resumable and lands in --runs; the summary (rows of every run, gates, paired differences) is written to bench/results/.
@@ -23,14 +24,14 @@ def settings(args, seed):
     from moddist.recipes import Garcia2018
     c = Garcia2018(seed=seed, saturate=args.saturate)
     if args.views: c = replace(c, **VIEWS)
-    return replace(c, epochs=70) if args.counter_example else c
+    return replace(c, epochs=70 if args.counter_example else 20 if args.cross_view else c.epochs)  # as many steps, more or fewer clips
 
 
 def data(args, data_seed):
     from moddist import synthetic
     root = Path(args.runs)/f'data-{data_seed}{"-motions" if args.counter_example else ""}'
     synthetic.make(root, seed=data_seed, objects=not args.counter_example, train=4 if args.counter_example else 8)
-    return root, synthetic.index(root)
+    return root, synthetic.index(root, 'cross-view' if args.cross_view else 'cross-subject')
 
 
 def one_run(args, data_seed, seed):
@@ -44,7 +45,7 @@ def one_run(args, data_seed, seed):
     root, df = data(args, data_seed)
     out = folder(args, data_seed, seed)
     c = settings(args, seed)
-    run(df, out, c, only=args.only or None, data=dict(dataset='synthetic', root=str(root)))
+    run(df, out, c, only=args.only or None, data=dict(dataset='synthetic', root=str(root), **dict(protocol='cross-view') if args.cross_view else {}))
     names = df.drop_duplicates('label').sort_values('label')
     groups = {} if args.counter_example else dict(motion=list(names.motion), colour=list(names.colour))
     noise = curve(stress_run(out, 'noise', (0., .3, 1., 3.), ['rgb+depth'], df))
@@ -56,7 +57,7 @@ def folder(args, data_seed, seed):
     return Path(args.runs)/f'd{data_seed}{kind(args)}-s{seed}'
 
 
-def kind(args): return 'm'*args.counter_example + 'v'*args.views
+def kind(args): return 'm'*args.counter_example + 'v'*args.views + 'c'*args.cross_view
 
 
 def differences(runs, better, worse, group='top1'):
@@ -69,7 +70,7 @@ def summary(args):
     "Collect all runs, per data set: mean and deviation of each row, paired differences, gates"
     from moddist.core import read_json
     from moddist.runs import environment
-    result = dict(command=command(), protocol='cross-subject', environment=environment(), data_sets={})
+    result = dict(command=command(), protocol='cross-view' if args.cross_view else 'cross-subject', environment=environment(), data_sets={})
     for d in args.data_seeds:
         runs = [read_json(f) for f in sorted(Path(args.runs).glob(f'd{d}{kind(args)}-s*/test.json'))]
         if not runs: continue
@@ -114,6 +115,7 @@ def main():
     p.add_argument('--saturate', type=float, default=0., help='also train a pair of RGB baselines for this many E')
     p.add_argument('--counter-example', action='store_true', help='ten motions without complementary classes')
     p.add_argument('--views', action='store_true', help='zoom, turn and tempo in training, for all rows')
+    p.add_argument('--cross-view', action='store_true', help='train on two cameras, test on the third, with the same people')
     p.add_argument('--only', nargs='*', default=[], help='steps of the recipe, default all')
     p.add_argument('--runs', default='runs/evidence')
     p.add_argument('--jobs', type=int, default=2, help='runs side by side, one thread each')
@@ -125,7 +127,7 @@ def main():
     todo = [(d, s) for d in args.data_seeds for s in range(args.seeds)]
     each(todo, args.jobs)
     from moddist.core import write_json
-    out = Path(args.out or HERE/'results'/f'evidence{"-motions"*args.counter_example}{"-views"*args.views}.json')
+    out = Path(args.out or HERE/'results'/f'evidence{"-motions"*args.counter_example}{"-views"*args.views}{"-cross-view"*args.cross_view}.json')
     write_json(out, summary(args))
     print(f'wrote {out}')
 
