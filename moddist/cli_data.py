@@ -38,15 +38,7 @@ def _clips(what:str, protocol:Optional[str]=None, options=()):
     if what in CATALOGUE: return clip_index(what, None, protocol, **dict(map(_option, options))), what
     path = Path(what).expanduser()
     if not path.exists(): raise DataError(f'{what}: no such file or folder, and no data set of that name; the names are {", ".join(CATALOGUE)}')
-    return (own.read_index if _ours(path) else own.index)(path), None
-
-def _ours(path):
-    "Was this table written by `write_index`? A person's own may hold words as labels"
-    import pandas as pd
-    if not path.is_file(): return False
-    try: head = pd.read_csv(path, nrows=50)
-    except (ValueError, UnicodeDecodeError): return False
-    return {'clip_id', 'label'} <= set(head.columns) and pd.api.types.is_integer_dtype(head.label)
+    return (own.read_index if path.is_file() and own.is_index(path) else own.index)(path), None
 
 def _signals(text:str, df=None): # names; of an index, rgb and depth where it has them, if none are named
     if text or df is None: return tuple(s for s in text.split(',') if s)

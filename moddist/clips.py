@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .core import CLIP_TYPES, ClipTensor, DataError, Signal, settings, signal
-from .draws import ClipDraw, ClipSampler, cut_frames, draw, same_time, window
+from .draws import ClipDraw, ClipSampler, Window, cut_frames, draw, same_time, window
 from .files import file_stamp, flow_components, frame_numbers, frame_shape, read_frames, read_runs, resize_frames
 from .tracks import pack_boxes, place_boxes, place_joints, read_boxes, read_joints, read_series, resample, track_length
 
@@ -109,7 +109,9 @@ def _boxes(row, s, sampler, wanted, span, n, w, native):
     found = read_boxes(_path(row, s.key))
     frames = [found.frames[i] for i in wanted]
     x = pack_boxes(frames, max(1, *map(len, frames)))
-    corners, size = _in_view(x[..., :4].reshape(*x.shape[:2], 2, 2), found.size, _fov(row, s.key, found.size))
+    fov = None if sampler.reference_boxes else _fov(row, s.key, found.size)
+    if sampler.reference_boxes: w = Window(found.size, 0, 0, *found.size) # the whole picture
+    corners, size = _in_view(x[..., :4].reshape(*x.shape[:2], 2, 2), found.size, fov)
     x = place_boxes(np.concatenate([corners.reshape(*x.shape[:2], 4), x[..., 4:]], -1), size, w)
     x = pack_boxes([f[f[:, 4] > 0] for f in x], sampler.boxes) # only boxes that are in the window compete for the slots
     x[..., :4] /= np.float32([w.width, w.height]*2)
@@ -133,9 +135,18 @@ def _joints(row, s, sampler, wanted, span, n, w, native):
 def _audio(row, s, sampler, wanted, span, n, w, native):
     from moddist.audio import audio_length, read_audio, windows
     path = _path(row, s.key)
+    if sampler.reference_fps: return _reference_audio(row, path, sampler, np.array(wanted) - span[0])
     centres = (np.array(wanted) + .5)*audio_length(path)/n
     lo, hi = max(centres.min() - sampler.sound_s, 0.), centres.max() + sampler.sound_s
     return torch.as_tensor(windows(read_audio(path, lo, hi, sampler.sound_hz), centres - lo, sampler.sound_hz, sampler.sound_s))[None]
+
+def _reference_audio(row, path, sampler, index):
+    "Sound as the released code of Radevski et al. cuts it (src/modelling/dataset_audio.py, src/utils/data_utils.py)"
+    from moddist.audio import read_audio, windows
+    for k in ('start_s', 'stop_s'):
+        if not has_value(row, k): raise DataError(f'clip {row.get("clip_id")}: no {k!r} in the index, which reference_fps cuts by; leave reference_fps out, then sound is placed by the time it covers')
+    centres = np.floor(index*sampler.sound_hz/sampler.reference_fps)/sampler.sound_hz
+    return torch.as_tensor(windows(read_audio(path, float(row['start_s']), float(row['stop_s']), sampler.sound_hz), centres, sampler.sound_hz, sampler.sound_s))[None]
 
 def _series(row, s, sampler, wanted, span, n, w, native):
     found = read_series(_path(row, s.key))
@@ -164,10 +175,16 @@ def load_clip(
     wanted, span, n = [start + i for i in d.index], (start, stop), n_ref
     if s.key != ref.key and s.modality.kind not in ('audio', 'series'):
         n = clip_extent(row, s)[0]
-        wanted, (lo, hi) = same_time(wanted, n_ref, n), same_time([start, stop - 1], n_ref, n)
-        span = lo, hi + 1
+        if sampler.reference_index: _check_copied(row, s, wanted, n); span = start, min(stop, n)
+        else:
+            wanted, (lo, hi) = same_time(wanted, n_ref, n), same_time([start, stop - 1], n_ref, n)
+            span = lo, hi + 1
     clip = _KINDS[s.modality.kind](row, s, sampler, wanted, span, n, window(sampler, d, native), native)
     return clip.as_subclass(CLIP_TYPES[s.modality.key])
+
+def _check_copied(row, s, wanted, n):
+    "Frame numbers copied to a signal of n frames (gorjanradevski/multimodal-distillation:src/modelling/datasets.py)"
+    if max(wanted) >= n: raise DataError(f'clip {row.get("clip_id")}: frame {max(wanted)} of {s.key!r} asked, it has {n}: reference_index copies frame numbers, for signals with as many frames; leave it out to match instants')
 
 def picture_size(
     row:dict, # one row of a clip index

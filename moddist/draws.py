@@ -55,6 +55,9 @@ class ClipSampler:
     sound_hz:int=16_000 # sampling rate of audio
     sound_s:float=1.116 # seconds of audio around each frame (radevski2022 4.5)
     slots:int|None=None # draws of a clip, in training: epoch e draws as epoch e % slots; None = new ones in every epoch
+    reference_boxes:bool=False # parity with Radevski et al. (src/modelling/dataset_layout.py): boxes are fractions of the whole picture, whatever the window
+    reference_index:bool=False # parity (src/modelling/datasets.py): another signal shows the frame of the same number, not of the same instant
+    reference_fps:float|None=None # parity (src/utils/data_utils.py; there 60): sound of frame i lies at i/fps s of the segment `start_s`..`stop_s`, with silence beyond it
 
     def __post_init__(self):
         self.size, self.crop, self.scale, self.zoom = _pair(self.size), _pair(self.crop), tuple(self.scale), tuple(self.zoom)
@@ -64,6 +67,7 @@ class ClipSampler:
         for name, ok, what in (('zoom', 0 < self.zoom[0] <= self.zoom[-1], '(low, high), 0 < low <= high'), ('rotate', 0 <= self.rotate <= 180, 'degrees in 0..180'), ('tempo', 0 <= self.tempo < 1, '0 or more, below 1')):
             if not ok: raise DataError(f'{name}={getattr(self, name)}: expected {what}')
         if self.slots is not None and self.slots < 1: raise DataError(f'slots={self.slots}: expected at least 1, or None')
+        if self.reference_fps is not None and not self.reference_fps > 0: raise DataError(f'reference_fps={self.reference_fps}: expected frames per second above 0, or None')
         if self.crops not in (1, 3): raise DataError(f'crops={self.crops}: expected 1 (centre) or 3 (left, right, centre)')
         if self.size and self.short_side: raise DataError(f'size={self.size} and short_side={self.short_side}: give one of them')
         if self.scale != (1, 1) and (not self.crop or min(self.scale) < 1): raise DataError(f'scale={self.scale}: expected factors of at least 1, and a crop, or the clips of a batch differ in size')

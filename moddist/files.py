@@ -243,9 +243,15 @@ def read_flow_images(
     bound:float=20., # px per frame that the grey level 255 stands for
 )->np.ndarray: # float32 [T, H, W, 2], px per frame, u right, v down
     "Flow kept as two 8-bit images per frame"
+    return np.stack(_grey_pair(pattern, index), -1).astype(np.float32)*(2*bound/255) - bound
+
+def _grey_pair(pattern, index):
+    "The images of both components, uint8 [T, H, W] each"
     grey = [_read_images(p, index, lambda f: _read_image(f, 'L')) for p in flow_components(pattern)]
     if grey[0].shape != grey[1].shape: raise DataError(f'{pattern}: {len(grey[0])} and {len(grey[1])} frames of the two components, expected as many')
-    return np.stack(grey, -1).astype(np.float32)*(2*bound/255) - bound
+    return grey
+
+def _is_pair(path, modality): return '*' in path and modality.key == 'rgb' and re.search(r'\{\w+,\w+\}', path) is not None # flow that is wanted as a picture
 
 def flow_components(
     pattern:str, # `dir/{u,v}/frame_*.jpg`
@@ -274,7 +280,7 @@ def frame_shape(
     if not modality.is_image: raise DataError(f'{path}: {modality.title} is no picture and has no frame size; `moddist.tracks` reads it')
     if is_array(path): return tuple(array_shape(path)[:3])
     if path.endswith('.mat'): return _mat_shape(path, file_stamp(path))
-    if modality.key == 'flow': path = flow_components(path)[0]
+    if modality.key == 'flow' or _is_pair(path, modality): path = flow_components(path)[0]
     elif modality.key != 'depth' and _is_video(path): return _probe_video(path, file_stamp(path))[:3]
     files = frame_files(path)
     return len(files), *_image_size(files[0], file_stamp(files[0]), modality.key == 'depth')
@@ -291,6 +297,7 @@ def read_frames(
     if path.endswith('.mat'): return read_mat(path)[slice(None) if index is None else list(index), ..., None]
     if modality.key == 'depth': return read_png16(path, index)[..., None]
     if modality.key == 'flow': return read_flow_images(path, index, bound)
+    if _is_pair(path, modality): u, v = _grey_pair(path, index); return np.stack([u, v, 0*u], -1)
     if _is_video(path): return read_video(path, index)[..., :modality.channels]
     x = _read_images(path, index, lambda f: _read_image(f, 'RGB' if modality.channels == 3 else 'L'))
     return x if x.ndim == 4 else x[..., None]

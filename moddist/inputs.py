@@ -24,14 +24,24 @@ class JitterRGB(Transform):
         contrast:float=.3, # c is uniform in 1 +- contrast/2
         cast:float=.21, # part of b drawn per channel
         brightness:float=.3, # part of b shared by the channels
-    ): super().__init__(); self.contrast, self.cast, self.brightness = contrast, cast, brightness
+        reference_jitter:bool=False, # parity with Radevski et al. (src/utils/data_utils.py): brightness, contrast and saturation in .75..1.25, hue in -.1..+.1 of a turn, in random order; the other arguments do not count
+    ):
+        super().__init__()
+        self.contrast, self.cast, self.brightness, self.reference_jitter = (.25, 0., .25, True) if reference_jitter else (contrast, cast, brightness, False)
 
     def encodes(self, x:RGBClip):
+        if self.reference_jitter: return _torchvision_jitter(x.as_subclass(Tensor)).as_subclass(RGBClip)
         x = x.as_subclass(Tensor).float()
         u = torch.rand(len(x), 5, device=x.device) - .5
         c, b = 1 + self.contrast*u[:, :1], 1 + self.cast*u[:, 1:4] + self.brightness*u[:, 4:]
         m = x.mean((1, 2, 3, 4), keepdim=True)
         return (((x - m)*c.view(-1, 1, 1, 1, 1) + m)*b.view(-1, 3, 1, 1, 1)).as_subclass(RGBClip)
+
+def _torchvision_jitter(x):
+    "One draw of torchvision's colour jitter for each clip, shared by its frames"
+    from torchvision.transforms.v2 import ColorJitter
+    draw = ColorJitter(.25, .25, .25, .1)
+    return torch.stack([draw(clip.transpose(0, 1)).transpose(0, 1) for clip in x])
 
 # %% ../nbs/00h_inputs.ipynb #be053be5
 class ClipInputs(Transform):

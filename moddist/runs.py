@@ -29,7 +29,7 @@ from .catalogue import clip_index
 from .core import DataError, ModelError, ProtocolError, progress, read_json, seed_all, signal, write_json
 from .data import check_index, clip_dls
 from .draws import ClipSampler
-from .inputs import ClipInputs
+from .inputs import ClipInputs, JitterRGB
 from .distill import fit
 from .models import load_model, save_model
 from .resume import resumable
@@ -43,14 +43,22 @@ class Reading:
     clip_len:int = 8 # frames per clip
     sampling:str = 'uniform' # see `ClipSampler`
     size:int|None = None # frames are resized to size x size px
+    short_side:int|None = None # instead of `size`: the shorter side of the frames, px; they keep their proportions
     crop:int|None = 48 # window, px
     flip:float = .5 # probability of a left-right flip
+    scale:tuple[float, float] = (1., 1.) # in training frames are larger by a factor from this range
     zoom:tuple[float, float] = (1., 1.) # stronger views in training, for baselines and students alike: enlargement,
     rotate:float = 0. # turn in degrees,
     tempo:float = 0. # share of the clip that may be left out; see `ClipSampler`
+    jitter:bool = True # colours of RGB are changed in training, see `JitterRGB`
+    slots:int|None = None # draws of a clip, in training: epoch e draws as epoch e % slots, so that a teacher's scores can be kept (`03f_cache`); None = new ones in every epoch
     inputs:str = 'centred' # 'centred' (the clip's mean frame is subtracted) | 'imagenet'
     seed:int = 0 # of weights, order, draws
     heads:dict|None = None # columns of the index with classes and how many each has, e.g. dict(verb=97, noun=300); None = the column label
+    reference_boxes:bool = False # parity with the released code of Radevski et al., see `ClipSampler` and the table in chapter radevski; so are the next three:
+    reference_index:bool = False # frame numbers copied between signals
+    reference_fps:float|None = None # sound placed by this constant rate
+    reference_jitter:bool = False # colours as there, see `JitterRGB`
 
 # %% ../nbs/03d_runs.ipynb #ecd9fdb6
 def loaders(
@@ -63,8 +71,10 @@ def loaders(
     "The loaders of a run: its frames, window and normalisation"
     known = dict(centred=ClipInputs, imagenet=ClipInputs.imagenet)
     if c.inputs not in known: raise ModelError(f'inputs={c.inputs!r}: expected one of {", ".join(known)}')
-    sampler = ClipSampler(c.clip_len, c.sampling, c.size, c.crop, c.flip, signal(c.student).key, c.seed, zoom=c.zoom, rotate=c.rotate, tempo=c.tempo)
-    dls = clip_dls(df, signals, sampler, known[c.inputs](**inputs), bs=c.bs, unlabelled=unlabelled, **(dict(labels=tuple(c.heads), n_classes=c.heads) if c.heads else {}))
+    same = ('short_side', 'scale', 'zoom', 'rotate', 'tempo', 'slots', 'reference_boxes', 'reference_index', 'reference_fps') # under one name in both
+    sampler = ClipSampler(c.clip_len, c.sampling, c.size, c.crop, c.flip, signal(c.student).key, c.seed, **{k: getattr(c, k) for k in same})
+    jitter = JitterRGB(reference_jitter=c.reference_jitter) if c.jitter else JitterRGB(0, 0, 0)
+    dls = clip_dls(df, signals, sampler, known[c.inputs](**inputs), jitter, bs=c.bs, unlabelled=unlabelled, **(dict(labels=tuple(c.heads), n_classes=c.heads) if c.heads else {}))
     if unlabelled: _draw(dls.train, int((df.split == 'train').sum()))
     return dls
 

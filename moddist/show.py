@@ -17,6 +17,7 @@ import pandas as pd
 from torch import Tensor
 from .clips import clip_extent, picture_size, clip_span, load_clip
 from .core import SPLIT_COLOURS, ClipTensor, DataError, Signal, signal
+from .derive import flow_image
 from .draws import ClipSampler, draw
 from .files import frame_shape
 
@@ -37,22 +38,15 @@ def paint(
     "Frames of a signal as pictures, with one scale for the whole clip"
     m, x = signal(spec).modality, clip.as_subclass(Tensor).permute(1, 2, 3, 0).numpy()
     if m.channels == 3: return x, None
-    if m.key == 'flow': return _paint_flow(x, limits)
+    if m.key == 'flow':
+        top = limits[1] if limits else max(float(np.percentile(np.hypot(x[..., 0], x[..., 1]), 99)), 1e-3)
+        return flow_image(x, top), (0., top)
     x = x[..., 0].astype(np.float32)
     known = x[x > 0] if m.key == 'depth' else x
     lo, hi = limits or ((0., 255.) if m.dtype == 'uint8' else tuple(np.percentile(known, (1, 99))) if known.size else (0., 1.))
     out = lut(m.cmap)[(255*((x - lo)/max(hi - lo, 1e-6)).clip(0, 1)).astype(np.uint8)]
     if m.key == 'depth': out[x == 0] = NO_READING
     return out, (float(lo), float(hi))
-
-def _paint_flow(x, limits):
-    "Hue = direction, strength = speed up to the 99th percentile"
-    import matplotlib
-    speed = np.hypot(x[..., 0], x[..., 1])
-    top = limits[1] if limits else max(float(np.percentile(speed, 99)), 1e-3)
-    hue = matplotlib.colormaps['twilight_shifted']((np.arctan2(x[..., 1], x[..., 0])/(2*np.pi)) % 1)[..., :3]
-    strength = (speed/top).clip(0, 1)[..., None]
-    return (255*(1 - strength + strength*hue)).round().astype(np.uint8), (0., top)
 
 # %% ../nbs/01f_show.ipynb #eae50297
 BONES = { # pairs of joints by number of joints

@@ -382,6 +382,8 @@ def test_two_columns_of_one_meaning(root):
 def test_what_was_written_comes_back_under_its_own_names(root):
     df = pd.DataFrame(dict(clip_id=['a'], label=[0], action=['x'], person=[3], Camera=['c'], rgb=['v/a.mp4']))
     assert list(read_index(write_index(df, root/'x.csv')).columns) == list(df.columns) and is_index(root/'x.csv')
+    (root/'words.csv').write_text('clip_id,label,rgb\na,walk,a.mp4\n')
+    assert not is_index(root/'words.csv')                                                                   # a table for `index`, which numbers the classes
 
 
 @pytest.mark.parametrize('name,content,words', [('x.csv', b'', 'not a readable CSV'), ('x.csv', b'\n\n', 'not a readable CSV'), ('x.mp4', b'\x00\x00\x00\x18ftypmp42\xff\xfe', 'a clip, not a table'), ('x.csv', b'\x89PNG\xff\x00', 'UTF-8')])

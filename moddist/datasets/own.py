@@ -295,9 +295,10 @@ def _named(df:pd.DataFrame, file:Path)->pd.DataFrame:
 
 def is_index(
     path, # CSV file
-)->bool: # has it the columns clip_id and label, so that `read_index` reads it?
-    "Tell a finished index from a table for `index`; `DataError` when it is no CSV"
-    return {'clip_id', 'label'} <= set(_named(_table(Path(path)), path))
+)->bool: # has it the columns clip_id and label, with class numbers, so that `read_index` reads it?
+    "Tell a finished index from a table for `index`, which may hold words as labels; `DataError` when it is no CSV"
+    df = _named(_table(Path(path)), path)
+    return {'clip_id', 'label'} <= set(df) and pd.api.types.is_integer_dtype(df.label)
 
 def _absolute(values:pd.Series, base:str)->pd.Series:
     "Paths of a CSV as paths from here"
