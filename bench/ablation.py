@@ -21,7 +21,7 @@ from processes import each
 HERE = Path(__file__).resolve().parent
 FUSED, MEAN, ALONE = 'rgb+hallucination', 'rgb+hallucination-mean', 'hallucination'
 STEP_3 = (ALONE, FUSED, MEAN)
-TOUCHES = dict(connection=('rgb+depth', FUSED), hard=STEP_3, soft=STEP_3, features=STEP_3, unlabelled=(*STEP_3, 'student'))  # setting -> steps it changes, as the depth stream of step 1 teaches
+TOUCHES = dict(connection=('rgb+depth', FUSED), hard=STEP_3, soft=STEP_3, features=STEP_3, unlabelled=(*STEP_3, 'student', 'rgb-self', 'rgb-self-2', 'rgb+rgb-self'))  # setting -> steps it changes, as the depth stream of step 1 teaches
 
 
 def variations(args):
@@ -75,7 +75,7 @@ def one_seed(args, data_seed, seed):
     for name, change in variations(args).items():
         out, v = folder(args, data_seed, seed, name), replace(c, **change)
         if change: share(full, out, change)
-        run(df, out, v, only=[FUSED, MEAN, 'rgb+depth', *(['rgb+rgb', 'student'] if args.few_labels else [])], data=dict(dataset='synthetic', root=str(root)))
+        run(df, out, v, only=[FUSED, MEAN, 'rgb+depth', *(['rgb+rgb', 'student'] if args.few_labels else []), *(['rgb+rgb-self'] if v.unlabelled else [])], data=dict(dataset='synthetic', root=str(root)))
         rows = evaluate_run(out, df, dict(motion=list(names.motion), colour=list(names.colour)))
         write_json(out/'test.json', dict(data_seed=data_seed, seed=seed, variation=name, settings=asdict(v), rows=rows))
 
@@ -105,7 +105,7 @@ def summary(args):
         result['data_sets'][d] = dict(seeds=[r['seed'] for r in runs], n_test=runs[0]['n'], accuracy={n: top(n) for n in runs[0]['by']},
             minus_full={n: {row: minus(f'{n}/{row}', f'full/{row}') for row in (FUSED, MEAN, ALONE)} for n in variations(args) if n != 'full'},
             step_4_minus_average={n: minus(f'{n}/{FUSED}', f'{n}/{MEAN}') for n in variations(args)})
-        if args.few_labels: result['data_sets'][d]['minus_rgb+rgb'] = {r: minus(f'full/{r}', 'full/rgb+rgb') for r in (FUSED, 'student')}
+        if args.few_labels: result['data_sets'][d]['minus_baselines'] = {b: {r: minus(f'full/{r}', f'full/{b}') for r in (FUSED, 'student')} for b in ('rgb+rgb', 'rgb+rgb-self')}
     return result
 
 

@@ -26,6 +26,7 @@ from fastai.torch_core import num_distrib
 from torch import nn
 from torch.amp import GradScaler, autocast
 from .backbones import ARCHS, VideoStream, head_list
+from .cache import CachedTeacher
 from .core import DataError, ModelError, rng, seed_all, settings, signal
 from .distill import DistillCallback, fit, learner
 from .ensemble import Ensemble, fit_temperatures, ground_truth, held_out_weights, kd_term
@@ -59,6 +60,7 @@ class Radevski2023(Reading):
     clip:float = 5. # largest norm of the gradient
     accumulate:int = 1 # batches per step of the optimiser
     precision:str = '' # 'fp32' | 'fp16' | 'bf16'; '' = what settings.ini says when the run starts
+    cached:bool = False # keep what the teachers say about each clip and draw, and look it up (`03f_cache`); needs `slots`, and jitter=False where a teacher reads RGB
 
     def __post_init__(self):
         if isinstance(self.teachers, str): object.__setattr__(self, 'teachers', (self.teachers,))
@@ -71,6 +73,8 @@ class Radevski2023(Reading):
         if not 0 <= self.held_out < 1 or (weighed and not self.held_out): raise ModelError(f'held_out={self.held_out}: expected a share below 1, and above 0 for weighting="held-out" or calibrate=True')
         if self.precision not in ('', 'fp32', 'fp16', 'bf16'): raise ModelError(f'precision={self.precision!r}: expected fp32, fp16 or bf16')
         if self.accumulate < 1 or min(self.epochs, self.student_epochs) < 1: raise ModelError(f'accumulate={self.accumulate}, epochs={self.epochs}, student_epochs={self.student_epochs}: expected at least 1 each')
+        if self.cached and not self.slots: raise ModelError('cached=True with slots=None: clips are drawn anew in every epoch, so no score would be asked for twice; set slots=4, or cached=False')
+        if self.cached and self.jitter and (rgb := [t for t in self.teachers if signal(t).modality.photometric]): raise ModelError(f'cached=True with jitter=True: the colours that the teacher of {rgb[0]} sees are changed anew in every batch, so no score can be kept; set jitter=False, or cached=False')
         if not (self.lambda_kd > 0 and self.lambda_gt >= 0): raise ModelError(f'lambda_kd={self.lambda_kd}, lambda_gt={self.lambda_gt}: expected the first above 0, or nobody teaches, and the second not below')
 
 WEIGHTINGS = ('uniform', 'held-out', 'per-sample')
@@ -79,7 +83,8 @@ WEIGHTINGS = ('uniform', 'held-out', 'per-sample')
 PRESETS = {
     'embedded': Radevski2023(),
     'released-code': Radevski2023(teachers=('rgb', 'flow', 'boxes'), streams=dict(rgb='swin3d_t', flow='swin3d_t', boxes='stlt'), weights='KINETICS400_V1', epochs=30, student_epochs=20, warmup=.1,
-                                  lr=1e-4, wd=1e-4, bs=12, clip_len=16, sampling='middle', size=256, crop=224, flip=0., inputs='imagenet')}
+                                  lr=1e-4, wd=1e-4, bs=12, clip_len=16, sampling='middle', short_side=224, scale=(1.15, 1.43), crop=224, flip=0., inputs='imagenet',
+                                  reference_boxes=True, reference_jitter=True)}
 
 # %% ../nbs/03g_radevski.ipynb #b46ea41c
 def hold_out(
@@ -286,15 +291,16 @@ def _fresh(c, dls):
     for dl in dls.loaders: dl.rng = random.Random(c.seed)
     return stream_for(c, dls, c.student)
 
-def _taught(c, dls, teacher, inputs):
-    "A fresh student that listens to an ensemble"
+def _taught(c, dls, teacher, inputs, cache):
+    "A fresh student that listens to an ensemble, or to what it is known to say"
+    if c.cached: teacher = CachedTeacher(teacher, cache, c.slots)
     term = kd_term(c.lambda_kd, c.tau, _pairs(c), c.action_weights)
     return _learner(c, dls, _fresh(c, dls), [DistillCallback(teacher, [term], hard=c.lambda_gt, student=(signal(c.student).key,), inputs=inputs)])
 
-def _student(c, m, dls):
+def _student(c, cache, m, dls):
     e = m['ensemble'].ensemble
     w = 'per-sample' if c.weighting == 'per-sample' else e.weights
-    return _taught(c, dls, Ensemble(*e.streams, weights=w, heads=_pairs(c), gamma=c.gamma, temperatures=e.temperatures, names=e.names), _keys(c))
+    return _taught(c, dls, Ensemble(*e.streams, weights=w, heads=_pairs(c), gamma=c.gamma, temperatures=e.temperatures, names=e.names), _keys(c), cache)
 
 # %% ../nbs/03g_radevski.ipynb #aef6ec53
 def _held(c, df): return hold_out(df, c.held_out, c.group, c.seed, tuple(c.heads or ('label',))) if c.held_out else df
@@ -326,6 +332,7 @@ def _omnivore_step(c, pictures):
 # %% ../nbs/03g_radevski.ipynb #2a4bee77
 def radevski2023(
     c:Radevski2023=Radevski2023(), # settings
+    cache:str|Path|None=None, # folder for the scores of teachers that are `cached`; None = in memory only
 )->list[Step]: # in order
     "The steps of a student of several teachers, with the baselines a reader will ask for"
     S, key, both = c.student, signal(c.student).key, tuple(dict.fromkeys((c.student, *c.teachers)))
@@ -333,13 +340,13 @@ def radevski2023(
     pictures = tuple(s for s in both if signal(s).modality.is_image)
     names, total = [f'{k}-teacher' for k in _keys(c)], len(c.teachers)*c.epochs + c.student_epochs
     alone, train = lambda m, d: _learner(c, d, _fresh(c, d)), partial(_fit, c)
-    own = lambda m, d: _taught(c, d, Ensemble(m[f'{key}-teacher'], heads=_pairs(c), names=[key]), [key])
+    own = lambda m, d: _taught(c, d, Ensemble(m[f'{key}-teacher'], heads=_pairs(c), names=[key]), [key], cache)
     if c.own_teacher and S not in c.teachers: raise ModelError(f'own_teacher=True, but {S!r} is not among the teachers {", ".join(c.teachers)}')
     taught = lambda name, build, needs: Step(name, 3, both, (S,), c.student_epochs, build, needs, fit=train, checks=partial(_check_student, name), keep=dict(role='student') if name == 'student' else {})
     return [
         *(_teacher_step(c, t) for t in c.teachers),
         _ensemble_step(c),
-        taught('student', partial(_student, c), ('ensemble', *names)),
+        taught('student', partial(_student, c, cache), ('ensemble', *names)),
         *([taught(f'student-of-{key}', own, (f'{key}-teacher',))] if c.own_teacher else []),
         Step('baseline', 0, (S,), (S,), c.student_epochs, alone, fit=train, keep=dict(role='baseline')),
         Step('baseline-long', 0, (S,), (S,), total, alone, fit=train, keep=dict(role='control')),
@@ -358,4 +365,4 @@ def run(
     "Run the recipe, or what is left of it; `ModelError` when `out` holds a run of other settings"
     if num_distrib() > 1: raise ModelError(f'{num_distrib()} processes would each write {out}: take a step out and train it with learn.distrib_ctx(), as in the chapter radevski')
     c = replace(c, precision=c.precision or settings().precision)
-    return run_steps(df, out, c, radevski2023(c), 'radevski2023', only, data, cbs)
+    return run_steps(df, out, c, radevski2023(c, Path(out)/'cache'), 'radevski2023', only, data, cbs)

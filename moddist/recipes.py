@@ -83,12 +83,17 @@ def _ensemble_student(c, m, dls, tau=3.):
                          hard=0., student=(_key(c.student),), inputs=(_key(c.student), _key(c.teacher)))
     return _learner(c, dls, _stream(c, dls), cbs=[cb])
 
+def _self_student(c, m, dls, tau=3.):
+    "One fresh stream taught by the RGB baseline's own scores, on clips without labels too, and by the labels where there are any"
+    cb = DistillCallback(Teacher(m[f'{c.student}+{c.student}']), [Term('kd', 1., lambda s, t, y: kd_loss(s.logits, t.logits, tau))], hard=1., student=(_key(c.student),), inputs=(_key(c.student),))
+    return _learner(c, dls, _stream(c, dls), cbs=[cb])
+
 def _mean(a, b): return lambda m: TwoStream(copy.deepcopy(m[a]), copy.deepcopy(m[b]), 'none')
 
-def _ensemble(s, alone, one, both, epochs):
+def _ensemble(s, alone, one, both, epochs, needs=(), loaders=None):
     "Two streams of one signal, each trained alone, and the mean of their logits"
     two = f'{one}-2'
-    return [Step(one, 0, (s,), (s,), epochs, alone), Step(two, 0, (s,), (s,), epochs, alone), Step(both, 0, (s,), (s,), 0, _mean(one, two), (one, two))]
+    return [*(Step(n, 0, (s,), (s,), epochs, alone, needs, loaders) for n in (one, two)), Step(both, 0, (s,), (s,), 0, _mean(one, two), (one, two))]
 
 def _key(spec): return str(spec).partition(':')[0]
 def _both(c): return f'{_key(c.student)}+{_key(c.teacher)}'
@@ -125,6 +130,7 @@ def garcia2018(
         Step(f'{S}+hallucination', 4, (s,), (s,), few, lambda m, dls: _learner(c, dls, _pair(c, m, S, 'hallucination'), c.fine_lr), (S, 'hallucination')),
         *_ensemble(s, alone, f'{S}-long', f'{S}+{S}', max(1, round(c.long*E))),
         Step('student', 0, (s, t), (s,), max(1, round(c.distil*E)), lambda m, dls: _ensemble_student(c, m, dls), (S, D), pairs),
+        *(_ensemble(s, lambda m, dls: _self_student(c, m, dls), f'{S}-self', f'{S}+{S}-self', max(1, round(c.distil*E)), (f'{S}+{S}',), lambda df: loaders(plain, df, (s,), unlabelled=True)) if c.unlabelled else []),
         *(_ensemble(s, alone, f'{S}-saturated', f'{S}+{S}-saturated', round(c.saturate*E)) if c.saturate else [])]
     return [replace(step, fit=partial(fit, warmup=c.warmup)) for step in steps]
 

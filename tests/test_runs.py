@@ -192,8 +192,8 @@ def test_labels_of_unlabelled_clips_reach_nobody(few, tmp_path):
     found = []
     for i, labels in enumerate((few.label, few.label.mask(hidden), few.label.mask(hidden, 77))):
         out = tmp_path/str(i)
-        m = run(few.assign(label=labels), out, c, only=['hallucination', 'student'])
-        found.append({n: m[n].state_dict() for n in ('rgb', 'hallucination', 'student')})
+        m = run(few.assign(label=labels), out, c, only=['hallucination', 'student', 'rgb+rgb-self'])
+        found.append({n: m[n].state_dict() for n in ('rgb', 'hallucination', 'student', 'rgb+rgb-self')})
     for other in found[1:]:
         for n in other: assert same(found[0][n], other[n]), n
     assert [len(record(tmp_path/'0', n)['history']) for n in ('hallucination', 'student')] == [2, 2]
@@ -212,6 +212,17 @@ def test_only_step_3_and_the_student_see_the_pairs(few, clips, tmp_path):
     share = (torch.cat(ys) < 0).float().mean()
     assert .35 < share < .65 and len({tuple(y.tolist()) for y in ys}) == 8
     assert torch.cat([y for *_, y in dls.valid]).min() >= 0
+
+
+def test_the_self_trained_baseline_uses_rgb_alone_and_all_of_it(few, tmp_path):
+    "Other depth, other labels of unlabelled clips: no difference; other pictures of unlabelled clips: another network"
+    c, hidden = Garcia2018(epochs=1, long=1., distil=1., bs=10, unlabelled=True), few.split == 'unlabelled'
+    steps = {s.name: s for s in garcia2018(c)}
+    assert all('depth' not in steps[n].reads and steps[n].test == ('rgb',) for n in ('rgb-self', 'rgb-self-2', 'rgb+rgb-self')) and 'rgb-self' not in {s.name for s in garcia2018(replace(c, unlabelled=False))}
+    other = few.assign(depth=few.depth.sample(frac=1, random_state=0).values)
+    swapped = few.assign(rgb=few.rgb.mask(hidden, few.rgb[hidden].iloc[0]))
+    first, depth, rgb = (run(d, tmp_path/str(i), c, only=['rgb-self'])['rgb-self'].state_dict() for i, d in enumerate((few, other, swapped)))
+    assert same(first, depth) and not same(first, rgb)
 
 
 def test_the_index_of_a_run_with_few_labels_is_rebuilt(made, few, tmp_path):

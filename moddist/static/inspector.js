@@ -96,7 +96,7 @@ function mount(root, source, link = null) {
   const control = name => $(`.controls [name=${name}]`);
   const state = {clip: 0, frame: D.frame || 0, layer: D.start, channel: -1, order: 'energy', per: 'channel', source: D.sources[0], against: '', place: [], ...(link ? link.get() : {})};
   const keep = keeper();
-  let timer = null, hover = null, sheet = 0, menu = {}, shown = null, layers = null, retired = false;
+  let timer = null, hover = null, sheet = 0, menu = {}, sorted = {}, shown = null, layers = null, retired = false;
 
   // ---- what is on the screen ------------------------------------------------------------------------------------
   const wanted = () => `${state.clip}/${state.layer}`;
@@ -192,7 +192,7 @@ function mount(root, source, link = null) {
     const up = pairs.filter(([x, y]) => y > x).length, down = pairs.filter(([x, y]) => y < x).length, m = n => num(M.median[sideOf(n) - 1]);
     const v = $('.verdict'), line = (t, cls) => el('p', t, cls);
     v.replaceChildren(el('h3', `${state.source} → ${second()}`), line(`Median correlation over ${M.total} channels of ${state.layer}: ${m(state.source)} → ${m(second())} in this clip.`),
-      line(up + down ? `Of the ${pairs.length} channels here ${up} agree better with the real maps, ${down} worse.` : `No channel agrees better or worse: the two are the same here.`),
+      line(up + down ? `Of the ${pairs.length} channels that can be compared ${up} agree better with the real maps, ${down} worse.` : `No channel agrees better or worse: the two are the same here.`),
       line('Lower row: the second student on the same scales as the first.', 'soft'));
   }
 
@@ -239,7 +239,7 @@ function mount(root, source, link = null) {
     const {V, M} = shown, pinned = state.place.length === 2 ? normal(state.place) : null, p = hover || pinned;
     for (const q of Object.values(panes)) {
       q.mark.className = p ? (hover ? 'on' : 'on pinned') : '';
-      if (p) { q.mark.style.left = `${100 * p.x}%`; q.mark.style.top = `${100 * p.y}%`; } else q.value.textContent = '';
+      if (p) { q.mark.style.left = `${100 * p.x}%`; q.mark.style.top = `${100 * p.y}%`; } else q.value.textContent = q.about;
     }
     if (!p) { $('.pixel').textContent = HINT; return; }
     const i = cell(M.w, M.h, p), c = position(state.channel), real = value(0, c, i), a = value(sideOf(state.source), c, i), b = second() ? value(sideOf(second()), c, i) : null;
@@ -247,9 +247,10 @@ function mount(root, source, link = null) {
     const say = (pane, text) => { panes[pane].value.textContent = text; };
     say('rgb', readPicture(panes.rgb.canvas, p));
     say('depth', !D.scalar ? readPicture(panes.depth.canvas, p) : stored ? `${Math.round(V.near + (stored - 1) / 254 * (V.far - V.near))} ${D.unit}` : 'no reading');
+    const said = (who, v) => `${who} ${num(v, 3)} (difference ${signed(v - real, 3)})`;
     say('real', num(real, 3)); say('hall', num(a, 3)); say('diff', signed(a - real, 3));
     if (b !== null) { say('hall2', num(b, 3)); say('diff2', signed(b - real, 3)); say('change', signed(b - a, 3)); }
-    $('.pixel').textContent = `Pixel x ${Math.floor(p.x * V.W)}, y ${Math.floor(p.y * V.H)} of ${V.W} x ${V.H}; cell x ${i % M.w}, y ${Math.floor(i / M.w)} of the ${M.w} x ${M.h} map: real ${num(real, 3)}, hallucinated ${num(a, 3)}, difference ${signed(a - real, 3)}.`;
+    $('.pixel').textContent = `Pixel x ${Math.floor(p.x * V.W)}, y ${Math.floor(p.y * V.H)} of ${V.W} x ${V.H}; cell x ${i % M.w}, y ${Math.floor(i / M.w)} of the ${M.w} x ${M.h} map: real ${num(real, 3)}, ${said(many ? state.source : 'hallucinated', a)}${b === null ? '' : `, ${said(second(), b)}`}.`;
   }
   const pointed = (e, view) => { const b = view.getBoundingClientRect(); return {x: clamp((e.clientX - b.left) / b.width, 0, .9999), y: clamp((e.clientY - b.top) / b.height, 0, .9999)}; };
   const pixelOf = p => [Math.floor(p.x * shown.V.W), Math.floor(p.y * shown.V.H)];
@@ -284,12 +285,15 @@ function mount(root, source, link = null) {
       b.setAttribute('aria-pressed', l.name === state.layer); b.setAttribute('aria-label', `Layer ${l.name}, ${text}`);
     }
   }
-  function ordered() {
-    const M = shown.M, ids = M.channels.map((_, i) => i).slice(1), down = x => x === null ? 9e9 : -x, up = x => x === null ? 9e9 : x;
-    const keys = {energy: i => -M.energy[i], agreement: i => down(r(state.source, i)), disagreement: i => up(r(state.source, i)), channel: i => M.channels[i],
-      weight: M.weight && (i => -M.weight[i]), gain: second() && (i => { const [a, b] = [r(state.source, i), r(second(), i)]; return a === null || b === null ? 9e9 : a - b; })};
-    const key = keys[state.order] || keys.energy;
-    return [0, ...ids.sort((a, b) => key(a) - key(b) || a - b)];
+  function ordered() {                                       // positions in the order asked for, the mean first; sorted once per question
+    const key = [shown.key, state.source, state.against, state.order].join('/');
+    if (sorted.key === key) return sorted.list;
+    const M = shown.M, last = x => x === null ? 9e9 : x, r1 = M.r[sideOf(state.source) - 1], r2 = second() && M.r[sideOf(second()) - 1];
+    const keys = {energy: () => M.energy.map(x => -x), agreement: () => r1.map(x => last(x && -x)), disagreement: () => r1.map(last), channel: () => M.channels,
+      weight: M.weight && (() => M.weight.map(x => -x)), gain: r2 && (() => r1.map((x, i) => last(x === null || r2[i] === null ? null : x - r2[i])))};
+    const by = (keys[state.order] || keys.energy)();
+    sorted = {key, list: [0, ...M.channels.map((_, i) => i).slice(1).sort((a, b) => by[a] - by[b] || a - b)]};
+    return sorted.list;
   }
   const label = i => `r ${num(r(state.source, i))}`;
   function fillMenu() {                                      // elements are made once per clip, layer and student: sorting 2,048 of them only moves them
@@ -298,18 +302,24 @@ function mount(root, source, link = null) {
     control('channel').replaceChildren(...ordered().map(i => menu.items[i]));
     control('channel').value = state.channel; menu.stale = false;
   }
+  function thumbnail(n) {
+    const b = Object.assign(el('button'), {type: 'button', onclick: () => go({channel: Number(b.dataset.channel)})});
+    b.setAttribute('role', 'option'); b.append(...Array.from({length: n}, () => el('canvas')), el('b'), el('span'));
+    return b;
+  }
   function fillSheet(turn) {
     const M = shown.M, list = ordered(), here = list.indexOf(position(state.channel)), pages = Math.ceil((list.length - 1) / PER_PAGE);
     if (turn === undefined) sheet = Math.max(0, Math.floor((here - 1) / PER_PAGE)); else sheet = clamp(sheet + turn, 0, pages - 1);
     const first = 1 + sheet * PER_PAGE, some = [0, ...list.slice(first, first + PER_PAGE)];
-    $('.grid').replaceChildren(...some.map(i => {
-      const b = el('button'), number = i ? M.channels[i] : 'mean'; b.type = 'button'; b.dataset.channel = M.channels[i]; b.setAttribute('role', 'option');
-      b.setAttribute('aria-label', `${channelName(M.channels[i])}, correlation ${num(r(state.source, i))}`);
-      const more = state.order === 'weight' && M.weight && i ? `w ${signed(M.weight[i])}` : second() ? `${num(r(state.source, i))} → ${num(r(second(), i))}` : label(i);
-      b.append(...sides().map(() => el('canvas')), el('b', number), el('br'), more);
-      b.onclick = () => go({channel: M.channels[i]});
-      return b;
-    }));
+    const grid = $('.grid'), n = sides().length;
+    if (grid.dataset.sides !== String(n)) { grid.replaceChildren(); grid.dataset.sides = n; }
+    while (grid.children.length > some.length) grid.lastChild.remove();
+    some.forEach((i, k) => {                                 // thumbnails are made once and dressed anew
+      const b = grid.children[k] || grid.appendChild(thumbnail(n)), more = state.order === 'weight' && M.weight && i ? `w ${signed(M.weight[i])}` : second() ? `${num(r(state.source, i))} → ${num(r(second(), i))}` : label(i);
+      b.dataset.channel = M.channels[i];
+      b.setAttribute('aria-label', `${channelName(M.channels[i])}, ${state.order === 'weight' && M.weight && i ? `weight ${signed(M.weight[i])}` : `correlation ${num(r(state.source, i))}`}`);
+      b.children[n].textContent = i ? M.channels[i] : 'mean'; b.lastChild.textContent = more;
+    });
     $('.pages').hidden = pages < 2;
     $('.pages output').textContent = `${first} to ${Math.min(first + PER_PAGE - 1, list.length - 1)} of ${list.length - 1} channels`;
     const why = state.order === 'weight' && !M.weight ? ` The classifier reads another layer, so ${state.layer} has no class weights; sorted by energy.` : '';
@@ -320,10 +330,11 @@ function mount(root, source, link = null) {
   function markChannel() {
     control('channel').value = state.channel;
     let tab = false;
+    const follow = $('.grid').contains(document.activeElement);
     for (const b of $('.grid').children) {
       const on = Number(b.dataset.channel) === state.channel;
       b.setAttribute('aria-selected', on); b.tabIndex = on ? 0 : -1; tab = tab || on;
-      if (on) { const g = $('.grid'), top = b.offsetTop - g.offsetTop; if (top < g.scrollTop || top + b.offsetHeight > g.scrollTop + g.clientHeight) g.scrollTop = top - 4; }
+      if (on) { const g = $('.grid'), top = b.offsetTop - g.offsetTop; if (top < g.scrollTop || top + b.offsetHeight > g.scrollTop + g.clientHeight) g.scrollTop = top - 4; if (follow) b.focus({preventScroll: true}); }
     }
     if (!tab) $('.grid').firstChild.tabIndex = 0;
   }
@@ -334,12 +345,13 @@ function mount(root, source, link = null) {
 
   // ---- state -> page -----------------------------------------------------------------------------------------------
   function complain(text) { $('.message').textContent = text || ''; $('.message').hidden = !text; }
-  function name(key, text) { panes[key].name.textContent = panes[key].name.title = text; }
+  function name(key, text, about) { const p = panes[key]; p.name.textContent = p.name.title = text; p.about = about; }
   function titles() {
     const a = state.source, b = second();
-    name('rgb', capital(D.student)); name('depth', capital(D.teacher)); name('real', `Real ${D.teacher} features`);
-    name('hall', many ? `${a}, from ${D.student}` : `Hallucinated from ${D.student}`); name('diff', many ? `${a} − real` : 'Hallucinated − real');
-    name('hall2', `${b}, from ${D.student}`); name('diff2', `${b} − real`); name('change', `${b} − ${a}`);
+    const from = `${many ? 'hallucinated ' : ''}from ${D.student}`, signed = 'signed difference';
+    name('rgb', capital(D.student), 'what the student sees'); name('depth', capital(D.teacher), 'only the teacher sees it'); name('real', 'Real features', `from ${D.teacher}`);
+    name('hall', many ? a : 'Hallucinated', from); name('diff', `${many ? a : 'Hallucinated'} − real`, signed);
+    name('hall2', b, from); name('diff2', `${b} − real`, signed); name('change', `${b} − ${a}`, 'between the students');
     root.classList.toggle('two', !!b);
     control('source').value = a; control('against').value = b;
   }
@@ -373,11 +385,11 @@ function mount(root, source, link = null) {
       control('clip').value = state.clip; control('layer').value = state.layer; control('frame').max = V.T - 1;
       $('.panes').style.setProperty('--aspect', V.W / V.H);
       panes.rgb.view.classList.toggle('smooth', V.W > 160); panes.depth.view.classList.toggle('smooth', !D.scalar && V.W > 160);
-      complain([D.message, M.advice].filter(Boolean).join(' '));
     }
     const pair = fresh || 'source' in change || 'against' in change;
     if (pair) {
       titles();
+      complain([...new Set([D.message, M.note, M.advice[state.source], M.advice[second()]])].filter(Boolean).join(' '));
       control('order').replaceChildren(...Object.entries(ORDERS).filter(([k]) => k !== 'gain' || many).map(([k, v]) => option(k, k === 'weight' && M.weight ? `weight for ${M.weightOf}` : v, k === 'weight' && !M.weight || k === 'gain' && !second())));
     }
     control('order').value = state.order; control('per').value = state.per;
