@@ -190,7 +190,7 @@ def by_class(
 _RANK = {'WORSE': 0, 'NO DIFFERENCE': 1, 'BEATS': 2}
 def _points(x): return f'{100*x:+.1f}'.replace('-', '\N{MINUS SIGN}')
 def _span(lo, hi, f=_points): return '' if math.isnan(lo) else f'[{f(lo)}, {f(hi)}]'
-def _percent(x): return f'{100*x:.0f} %' if math.isfinite(x) else ('\N{INFINITY}' if x > 0 else '\N{MINUS SIGN}\N{INFINITY}')
+def _percent(x): return f'{100*x:.0f} %'.replace('-', '\N{MINUS SIGN}') if math.isfinite(x) else ('\N{INFINITY}' if x > 0 else '\N{MINUS SIGN}\N{INFINITY}')
 
 @dataclass(frozen=True)
 class GapReport:
@@ -213,7 +213,9 @@ class GapReport:
         m = self.models.set_index('role')
         d, student = m.loc[self.against], m.loc['student']
         line = f'{self.verdict}: {student["name"]} \N{MINUS SIGN} {d["name"]} = {_points(d.difference)} points {_span(d.d_lo, d.d_hi)} ({100*self.level:g} % interval, {self.clips} clips, {len(student.each)} seed{"s"[:len(student.each) > 1]})'
-        return line + ('' if math.isnan(self.share.value) else f'; share of the gap recovered {_percent(self.share.value)} {_span(self.share.lo, self.share.hi, _percent)}')
+        if math.isnan(self.share.value): return line
+        open_ended = math.isinf(self.share.lo) and math.isinf(self.share.hi)
+        return line + ('; what share of the gap that is cannot be told from these clips' if open_ended else f'; share of the gap recovered {_percent(self.share.value)} {_span(self.share.lo, self.share.hi, _percent)}')
 
 # %% ../nbs/05c_gap.ipynb #c68f0df7
 @patch

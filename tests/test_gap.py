@@ -305,6 +305,15 @@ def test_share_that_is_undefined_or_unbounded():
     assert (wide.lo, wide.hi) == (-math.inf, math.inf) and 'unbounded' in wide.note
 
 
+def test_the_headline_gives_no_share_without_bounds():
+    "The teacher is hardly above the baseline: the share has no bounds, and none are printed"
+    clips = 400
+    baseline, student = (said(np.arange(clips) < k) for k in (200, 240))
+    r = gap_report(baseline=baseline, student=student, teacher=said(np.roll(np.arange(clips) < 202, 30)), resamples=400)
+    assert math.isinf(r.share.lo) and math.isinf(r.share.hi)
+    assert 'cannot be told' in r.headline and '\N{INFINITY}' not in r.headline
+
+
 @settings(max_examples=15, deadline=None)
 @given(b=st.floats(.2, .5), s=st.floats(.2, .9), t=st.floats(.65, .95), seed=st.integers(0, 99))
 def test_fieller_inverts_the_test(b, s, t, seed):
