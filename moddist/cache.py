@@ -123,16 +123,16 @@ def check_cachable(
 
 # %% ../nbs/03f_cache.ipynb #5c72ed3a
 class _Table:
-    "Logits by key: [rows, n, K] in half precision, and the rest that rounding took off where it matters"
-    def __init__(self, facts:dict): self.facts, self.rows, self.z, self.rest, self.changed = facts, {}, None, None, False
+    "Logits by key: [rows, n, K] in half precision, and the rest that rounding took off where it matters; or in float32"
+    def __init__(self, facts:dict): self.facts, self.exact, self.rows, self.z, self.rest, self.changed = facts, facts.get('exact', False), {}, None, None, False
 
     def put(self, keys:Sequence[bytes], z:Tensor):
         "Keep logits [n, B, K] under different new keys"
         z, old = z.detach().float().cpu().transpose(0, 1), len(self.rows)
-        half = z.half()
-        if not half.isfinite().all(): raise ModelError(f'a teacher said {z.abs().max():g}: expected numbers up to 65504, where half precision ends; use the teacher without a cache')
-        rest = z - half.float()
-        self.z = _with(self.z, old, half)
+        kept = z if self.exact else z.half()
+        if not kept.isfinite().all(): raise ModelError(f'a teacher said {z.abs().max():g}: expected {"finite numbers" if self.exact else "numbers up to 65504, where half precision ends, or exact=True"}; use the teacher without a cache')
+        rest = z - kept.float()
+        self.z = _with(self.z, old, kept)
         if self.rest is None and rest.abs().max() > 5e-4: self.rest = torch.zeros_like(self.z)
         if self.rest is not None: self.rest = _with(self.rest, old, rest.half())
         self.rows.update({k: old + i for i, k in enumerate(keys)})
@@ -189,11 +189,13 @@ class CachedTeacher(Teacher):
         *,
         signals:Sequence[str|Signal]|None=None, # what its streams read; None = the `inputs` of the callback. For loaders that lack them
         max_mb:float=4096, # refuse to keep more than this
+        exact:bool=False, # keep float32, 4 bytes per logit, instead of half precision, 2 bytes or 4
     ):
         nn.Module.__init__(self)
         if not isinstance(teacher, Teacher) or isinstance(teacher, CachedTeacher): raise ModelError(f'a {type(teacher).__name__} cannot be cached: wrap a network as Teacher(model), and a teacher once')
         self.streams, self.teacher = teacher.streams, teacher
         self.folder, self.slots, self.signals, self.max_mb = folder and Path(folder), slots, signals and tuple(signal(s) for s in signals), max_mb
+        self.exact = exact
         self.log, self._tables, self._files, self._passes, self._hashed, self._told = [], {}, {}, {}, (None, None, ''), set()
         self._fit = None
         self.eval()
@@ -309,7 +311,7 @@ def _ask_again(self:CachedTeacher, table, names, i, keys, xs):
 # %% ../nbs/03f_cache.ipynb #4208be71
 @patch
 def _tell_size(self:CachedTeacher, dl, table):
-    (n, k), train, width = table.z.shape[1:], dl.loaders[0].split == 0, 2 if table.rest is None else 4
+    (n, k), train, width = table.z.shape[1:], dl.loaders[0].split == 0, table.z.element_size()*(1 if table.rest is None else 2)
     draws = dl.loaders[0].tfm.sampler.slots if train else 1
     mb = len(dl.dataset)*draws*n*k*width/2**20
     line = f'teacher cache, {"train" if train else "valid"}: {len(dl.dataset)} clips x {draws} draws x {n} streams x {k} classes x {width} bytes = {mb:.2f} MB'
@@ -318,8 +320,8 @@ def _tell_size(self:CachedTeacher, dl, table):
 
 @patch
 def _table(self:CachedTeacher, key):
-    facts = dict(what='teacher cache', teacher=key.teacher, reading=key.reading)
-    name = f'{key.teacher[:16]}-{key.reading[:16]}.safetensors'
+    facts = dict(what='teacher cache', teacher=key.teacher, reading=key.reading) | (dict(exact=True) if self.exact else {})
+    name = f'{key.teacher[:16]}-{key.reading[:16]}{"-exact" if self.exact else ""}.safetensors'
     if name not in self._tables: self._tables[name] = _read_table(self.folder/name, facts) if self.folder and (self.folder/name).is_file() else _Table(facts)
     return self._tables[name]
 

@@ -187,8 +187,8 @@ def window(
 )->Window:
     "The window of a draw; `DataError` when the crop does not fit the picture"
     h, w = native
-    if sampler.short_side: h, w = (round(v*sampler.short_side/min(h, w)) for v in (h, w))
-    h, w = (int(v*drawn.scale) for v in sampler.size or (h, w))
+    if sampler.short_side: h, w = (round(v*int(sampler.short_side*drawn.scale)/min(h, w)) for v in (h, w))
+    else: h, w = (int(v*drawn.scale) for v in sampler.size or (h, w))
     ch, cw = sampler.crop or (h, w)
     if ch > h or cw > w: raise DataError(f'crop {(ch, cw)} is larger than the {h}x{w} px frames; lower crop, or set size or short_side')
     return Window((h, w), round(drawn.top*(h - ch)), round(drawn.left*(w - cw)), ch, cw, drawn.flip, drawn.zoom, drawn.angle)

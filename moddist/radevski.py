@@ -293,7 +293,7 @@ def _fresh(c, dls):
 
 def _taught(c, dls, teacher, inputs, cache):
     "A fresh student that listens to an ensemble, or to what it is known to say"
-    if c.cached: teacher = CachedTeacher(teacher, cache, c.slots)
+    if c.cached: teacher = CachedTeacher(teacher, cache, c.slots, exact=True)
     term = kd_term(c.lambda_kd, c.tau, _pairs(c), c.action_weights)
     return _learner(c, dls, _fresh(c, dls), [DistillCallback(teacher, [term], hard=c.lambda_gt, student=(signal(c.student).key,), inputs=inputs)])
 

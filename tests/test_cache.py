@@ -103,6 +103,22 @@ def test_large_logits_are_kept_to_a_thousandth_too(clips, nets):
     refused(lambda: train(CachedTeacher(Teacher(loud)), loaders(clips, 'rgb', 'depth')), '65504', kind=ModelError)
 
 
+def test_exact_answers_are_what_was_said_to_the_bit(clips, nets, tmp_path):
+    "Also beyond the end of half precision, and beside a file of halves; what is no number is refused"
+    loud = copy.deepcopy(nets[0]); loud.fc.weight.data *= 1e5
+    dls = loaders(clips, 'rgb', 'depth', slots=1, bs=10)                        # 2 whole batches; asked in a smaller one, a clip's last bit may differ
+    CachedTeacher(Teacher(nets[0]), tmp_path).fill(dls, ['depth'])
+    for net in (nets[0], loud):
+        compare, again = Compare(Teacher(net)), CachedTeacher(Teacher(net), tmp_path, exact=True)
+        train(again, dls, 2, cbs=[compare])
+        z = next(iter(again._tables.values())).z
+        assert z.dtype == torch.float32 and compare.gap == 0 and sum(p['misses'] for p in again.log) == 30
+        assert CachedTeacher(Teacher(net), tmp_path, exact=True).fill(dls, ['depth']) == 0
+    assert z.abs().max() > 65504 and len(list(tmp_path.glob('*-exact.safetensors'))) == 2 and len(list(tmp_path.glob('*.safetensors'))) == 3
+    loud.fc.bias.data += float('inf')
+    refused(lambda: train(CachedTeacher(Teacher(loud), exact=True), loaders(clips, 'rgb', 'depth')), 'finite numbers', kind=ModelError)
+
+
 def test_loader_processes_give_the_same(clips, nets):
     cached, compare = CachedTeacher(Teacher(nets[0])), Compare(Teacher(nets[0]))
     train(cached, loaders(clips, 'rgb', 'depth', slots=1, workers=1), 2, cbs=[compare])

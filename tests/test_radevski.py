@@ -67,7 +67,8 @@ def test_defaults_are_those_of_the_released_code():
 
 
 @pytest.mark.parametrize('wrong, word', [(dict(weighting='best'), 'per-sample'), (dict(teachers=()), 'one signal or more'), (dict(teachers=('rgb', 'rgb:ir')), 'each once'), (dict(held_out=1.), 'below 1'),
-                                         (dict(calibrate=True, held_out=0.), 'above 0'), (dict(precision='fp8'), 'bf16'), (dict(accumulate=0), 'at least 1'), (dict(lambda_kd=0.), 'nobody teaches')])
+                                         (dict(calibrate=True, held_out=0.), 'above 0'), (dict(precision='fp8'), 'bf16'), (dict(accumulate=0), 'at least 1'), (dict(lambda_kd=0.), 'nobody teaches'),
+                                         (dict(cached=True, jitter=False), 'slots=4'), (dict(cached=True, slots=4), 'teacher of rgb'), (dict(cached=True, slots=4, teachers=('depth', 'view2:rgb')), 'teacher of view2:rgb')])
 def test_settings_that_make_no_sense(wrong, word): refused(lambda: Radevski2023(**wrong), word, kind=ModelError)
 
 
