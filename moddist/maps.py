@@ -24,7 +24,7 @@ from torch import nn
 from .core import ClipTensor, DataError, ModdistError, ModelError, Signal, signal
 from .clips import load_clip
 from .inputs import ClipInputs
-from .models import capture, load_model, taps
+from .models import TwoStream, capture, load_model, taps
 from .show import BONES, paint
 
 # %% ../nbs/04f_maps.ipynb #e655c5c7
@@ -36,17 +36,20 @@ def agreement(
     "How well two stacks of maps agree; `ModelError` when their shapes differ"
     a, b = (np.asarray(m, dtype=np.float64) for m in (real, hallucinated))
     if a.shape != b.shape: raise ModelError(f'real maps {list(a.shape)} and hallucinated maps {list(b.shape)} differ in shape: compare the same tap, clip and crop')
+    a, b = (np.moveaxis(m, axes, range(-len(axes), 0)).reshape(*m.shape[:m.ndim - len(axes)], -1) for m in (a, b))
+    dot = lambda a, b: np.einsum('...i,...i', a, b)
     def cos(a, b):
-        with np.errstate(invalid='ignore', divide='ignore'): c = (a * b).sum(axes) / np.sqrt((a * a).sum(axes) * (b * b).sum(axes))
-        return np.clip(c, -1, 1)
-    flat = lambda m: np.ptp(m, axis=axes) <= 1e-6 * np.abs(m).max(axes)
-    r = cos(*(m - m.mean(axes, keepdims=True) for m in (a, b)))
+        with np.errstate(invalid='ignore', divide='ignore'): return np.clip(dot(a, b) / np.sqrt(dot(a, a) * dot(b, b)), -1, 1)
+    flat = lambda m: np.ptp(m, axis=-1) <= 1e-6 * np.maximum(m.max(-1), -m.min(-1))
+    r = cos(*(m - m.mean(-1, keepdims=True) for m in (a, b)))
     return cos(a, b), np.where(flat(a) | flat(b), np.nan, r)
 
 # %% ../nbs/04f_maps.ipynb #e606de50
 def _check_layer(name:str, real:np.ndarray, hall:np.ndarray, clip_id:str):
     "Refuse a pair of maps that cannot be drawn"
     where = f'clip {clip_id!r}, layer {name!r}'
+    if real.ndim == hall.ndim == 4 and len(real) != len(hall):
+        raise ModelError(f'{where}: {len(real)} channels of real maps, {len(hall)} of hallucinated ones; expected the same: take a student built like the teacher, or pair layers of equal width with layers={{teacher tap: student tap}}')
     if real.ndim != 4 or real.shape != hall.shape or not real.size:
         raise ModelError(f'{where}: real maps {list(real.shape)}, hallucinated maps {list(hall.shape)}; expected the same [C, T, h, w]: compare the same tap, clip and crop')
     for side, m in (('real', real), ('hallucinated', hall)):
@@ -124,12 +127,18 @@ def _run(model:nn.Module, x, names:Sequence[str]):
     if missed := [n for n in names if n not in seen.maps]: raise ModelError(f'tap {missed[0]!r} was not reached in the forward pass; choose among {", ".join(seen.maps) or "no others"}')
     return {n: seen.maps[n][0].float().cpu().numpy() for n in names}, out
 
+def _own(model:nn.Module)->dict[str, str]:
+    "Layer -> tap of a student; a net of two streams answers with the stream that it injects, where the hallucination is"
+    names = list(taps(model))
+    return {n: n for n in names} | ({n.removeprefix('inject.'): n for n in names if n.startswith('inject.')} if isinstance(model, TwoStream) else {})
+
 def _pairs(teacher:nn.Module, student:nn.Module, layers)->dict[str, str]:
     "Teacher tap -> student tap"
     if isinstance(layers, Mapping): return dict(layers)
-    shared = [n for n in taps(teacher) if n in taps(student)]
-    if not (layers or shared): raise ModelError(f'no tap in common: teacher has {list(taps(teacher))}, student has {list(taps(student))}; pass layers={{teacher tap: student tap}}')
-    return {n: n for n in (layers or shared)}
+    own = _own(student)
+    shared = layers or [n for n in taps(teacher) if n in own]
+    if not shared: raise ModelError(f'no tap in common: the teacher has {", ".join(taps(teacher)) or "none"}, the student {", ".join(taps(student)) or "none"}; take a student of the teacher\'s architecture, or pass layers={{teacher tap: student tap}}')
+    return {n: own.get(n, n) for n in shared}
 
 def _one_grid(real:np.ndarray, hall:np.ndarray)->tuple[np.ndarray, np.ndarray]:
     "Both averaged to the coarser grid of the two in time and space, where only the grids differ"
@@ -267,13 +276,14 @@ def clip_maps(
     dls, # loaders made by `clip_dls`: their sampler and inputs are used
     df:pd.DataFrame, # rows of the clip index to look at
     teacher:nn.Module, # model of the privileged signal
-    student:nn.Module, # model that hallucinates
+    student:nn.Module|Mapping[str, nn.Module], # model that hallucinates; or several by name
     signals:Sequence[str|Signal]|None=None, # (student's, teacher's) signal; None = the first two of `dls`
-    **kwargs, # `layers`, `classes` of `compute_maps`
-)->list[FeatureMaps]: # one per row
+    **kwargs, # `layers`, `classes`, `problems` of `compute_maps`
+)->list[FeatureMaps]|dict[str, list[FeatureMaps]]: # one per row; of several students by name
     "Compute the maps of some clips of an index; raises what `load_clip` and `compute_maps` raise"
     read, _ = _reader(dls, signals)
-    return [compute_maps(teacher, student, **read(row), **kwargs) for row in df.to_dict('records')]
+    made = [compute_maps(teacher, student, **read(row), **kwargs) for row in df.to_dict('records')]
+    return {n: each for n in student if (each := [m[n] for m in made if n in m])} if isinstance(student, Mapping) else made
 
 # %% ../nbs/04f_maps.ipynb #lazymaps
 class LazyMaps(Sequence):
@@ -329,13 +339,14 @@ def lazy_maps(
     rows, broken, models = df.to_dict('records'), [], {}
     for name, m in students.items():
         try: models[name] = load_model(m) if isinstance(m, (str, Path)) else m
-        except ModdistError as e: broken.append(f'{name} left out: {e}')
+        except ModdistError as e: broken.append(f'{name} left out: {e}' + '; correct the path, or finish that step first'*(not Path(m).exists()))
     teacher = load_model(teacher) if isinstance(teacher, (str, Path)) else teacher
     def make(i, told):
         told += broken
         if not models: raise ModelError('; '.join(broken))
         return compute_maps(teacher, models, **read(rows[i]), layers=layers, classes=classes, problems=told)
+    if isinstance(teacher, TwoStream): teacher = teacher.inject             # the stream that reads the privileged signal
     own = list(taps(teacher))
     if not own: raise ModelError(f'{type(teacher).__name__} declares no taps, so there is nothing to look at: add moddist.models.Tap where its maps are')
-    named = list(layers) if layers else [n for n in own if any(n in taps(m) for m in models.values())] or own
+    named = list(layers) if layers else [n for n in own if any(n in _own(m) for m in models.values())] or own
     return LazyMaps(make, [(r['clip_id'], str(r.get('action', ''))) for r in rows], named, titles, list(students), max_mb)

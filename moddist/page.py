@@ -15,7 +15,7 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -76,9 +76,9 @@ class _Clips:
 
 def _together(maps)->tuple[list[dict], list[str], list[str], str]:
     "Clips by student, names, layers they share, and what was left out"
-    by = {str(k): [v] if isinstance(v, FeatureMaps) else list(v) for k, v in (maps if isinstance(maps, Mapping) else {'student': maps}).items()}
+    by = {str(k): [v] if isinstance(v, (FeatureMaps, str)) or not isinstance(v, Iterable) else list(v) for k, v in (maps if isinstance(maps, Mapping) else {'student': maps}).items()}
     if not by or not all(by.values()): raise ModelError('no clips to inspect: pass at least one FeatureMaps, e.g. those of compute_maps(...)')
-    if strange := [c for v in by.values() for c in v if not isinstance(c, FeatureMaps)]: raise ModelError(f'{type(strange[0]).__name__} is not FeatureMaps: make them with compute_maps(...) or clip_maps(...)')
+    if strange := [c for v in by.values() for c in v if not isinstance(c, FeatureMaps)]: raise ModelError(f'{type(strange[0]).__name__} is not FeatureMaps: make them with compute_maps(...) or clip_maps(...), those of a run with run_maps(folder)')
     (name, clips), *others = by.items()
     out, a = [], clips[0]
     for c in clips:
@@ -129,28 +129,28 @@ def _code(s:np.ndarray, ranges:dict)->np.ndarray:
 def _about(ranges:dict)->dict: return {'lo': _rounded(ranges['lo'], 6), 'step': _rounded(ranges['step'], 9), 'diff': _rounded(ranges['diff'], 6), 'whole': _rounded(ranges['whole'], 6)}
 
 # %% ../nbs/04g_page.ipynb #cd8d1df1
-def _stats(s:np.ndarray, T:int)->dict:
+def _correlations(item:Mapping[str, FeatureMaps], layer:str)->list[np.ndarray]:
+    "Per student the correlation of every channel over the clip"
+    return [agreement(*m.layers[layer])[1] for m in item.values()]
+
+def _medians(rs:Sequence[np.ndarray])->list[float]:
+    "Their medians over all channels; nan when every channel is dead"
+    return [float(np.nanmedian(r)) if np.isfinite(r).any() else np.nan for r in rs]
+
+def _stats(s:np.ndarray, T:int, rs:Sequence[np.ndarray])->dict:
     "Agreement of every side with the real one per channel and frame of the clip, and over the clip; energy: from full precision"
     frames = np.arange(T) * s.shape[2] // T
     each = [agreement(s[0], m, axes=(-2, -1)) for m in s[1:]]
     return {'cosine': [_rounded(c[:, frames]) for c, _ in each], 'correlation': [_rounded(r[:, frames]) for _, r in each],
-            'r': [_rounded(agreement(s[0], m)[1]) for m in s[1:]], 'energy': _rounded(np.sqrt((s[0]**2).mean((1, 2, 3))), 5)}
+            'r': [_rounded(np.r_[agreement(s[0, 0], m[0])[1], r]) for m, r in zip(s[1:], rs)], 'energy': _rounded(np.sqrt((s[0]**2).mean((1, 2, 3))), 5)}
 
-def _median(item:Mapping[str, FeatureMaps], layer:str)->list[float]:
-    "Per student the median over all channels of the correlation over the clip; nan when every channel is dead"
-    def one(m):
-        r = agreement(*m.layers[layer])[1]
-        return float(np.nanmedian(r)) if np.isfinite(r).any() else np.nan
-    return [one(m) for m in item.values()]
-
-def _advice(item:Mapping[str, FeatureMaps], layer:str, medians:Sequence[float])->str:
-    "What the person should know about this layer of this clip, and do"
-    notes = list(dict.fromkeys(m.note for m in item.values() if m.note))
-    for name, r in zip(item, medians):
-        who = f'{name!r} does' if len(item) > 1 else 'The student does'
-        if np.isnan(r): notes.append(f'Every channel of {layer} is constant on one side, so nothing can be compared: choose another layer or train longer.')
-        elif r < .1: notes.append(f'{who} not follow the teacher at {layer} (median correlation {_num(r)} over its channels): this tap was not taught, or not yet. Choose a layer that a loss was set on, or train a hallucination of this one.')
-    return ' '.join(dict.fromkeys(notes))
+def _advice(item:Mapping[str, FeatureMaps], layer:str, medians:Sequence[float])->dict[str, str]:
+    "What the person should know about each student at this layer of this clip, and do"
+    def one(name, m, r):
+        who, dead = name if len(item) > 1 else 'The student', f'Every channel of {layer} is constant on one side, so nothing can be compared: choose another layer or train longer.'
+        lost = f'{who} does not follow the teacher at {layer} (median correlation {_num(r)} over its channels): this tap was not taught, or not yet. Choose a layer that a loss was set on, or train a hallucination of this one.'
+        return ' '.join(p for p in (m.note, dead if np.isnan(r) else lost if r < .1 else '') if p)
+    return {n: one(n, m, r) for (n, m), r in zip(item.items(), medians)}
 
 # %% ../nbs/04g_page.ipynb #261fa0b6
 def _pictures(frames:np.ndarray, budget:float)->list[str]:
@@ -198,8 +198,9 @@ def _pack_layer(items:Sequence[dict], layer:str, channels:int)->tuple[dict, list
     stacks = [_stack(i, layer, keep) for i in items]
     numbers = []
     for i, c, s in zip(items, firsts, stacks):
-        medians, w = _median(i, layer), c.weights.get(layer)
-        numbers.append(_stats(s, len(c)) | {'median': _rounded(medians), 'advice': _advice(i, layer, medians), 'weight': None if w is None else _rounded([0, *w[keep]]), 'weightOf': c.weights_of})
+        rs, w = _correlations(i, layer), c.weights.get(layer)
+        medians = _medians(rs)
+        numbers.append(_stats(s, len(c), [r[keep] for r in rs]) | {'median': _rounded(medians), 'advice': _advice(i, layer, medians), 'weight': None if w is None else _rounded([0, *w[keep]]), 'weightOf': c.weights_of})
     return {'name': layer, 'total': len(energy), 'channels': [MEAN, *keep.tolist()]}, stacks, numbers
 
 def _encode(about:dict, stacks:list, numbers:list, pool:int)->tuple[dict, list[dict]]:
@@ -238,7 +239,7 @@ def _provenance(data:dict, extra:str)->str:
     "What the reader must know about how exact the page is"
     from moddist import __version__
     step = max(s for l in data['layers'] for s in l['step'])
-    parts = [extra, f'Maps are stored with 8 bits per value, each channel on its own range over all sides and clips (largest step {step:.2g} activation units); identical values stay identical. Agreement was computed from the full-precision maps.']
+    parts = [extra and f'{extra.rstrip(".")}.', f'Maps are stored with 8 bits per value, each channel on its own range over all sides and clips (largest step {step:.2g} activation units); identical values stay identical. Agreement was computed from the full-precision maps.']
     if data['scalar']: parts.append(f'The {data["teacher"]} is stored in steps of {(data["far"] - data["near"]) / 254:.2g} {data["unit"]}.')
     for l in data['layers']:
         if l['total'] > len(l['channels']) - 1: parts.append(f'{l["name"]}: the {len(l["channels"]) - 1} strongest of {l["total"]} channels (the mean is over all).')

@@ -66,8 +66,8 @@ def run_maps(
     df:pd.DataFrame|None=None, # its clip index; None = rebuilt from the run
     n_clips:int=10, # test clips, spread over the classes
     layers:Sequence[str]|None=None, # taps; None = all
-)->list[FeatureMaps]: # one per clip
-    "Real and hallucinated feature maps of test clips of a run; `DataError` when a step is missing"
+)->dict[str, list[FeatureMaps]]: # one per clip, by name of the step: hallucination, its fine-tuned pair, baseline, as far as they are finished
+    "Real and hallucinated feature maps of test clips of a run; `DataError` when teacher or hallucination are missing"
     out, c = Path(out), run_info(out)['settings']
     df = open_index(out) if df is None else df
     student, teacher = signal(reading(out).student), signal(privileged(out))
@@ -75,11 +75,11 @@ def run_maps(
     for name in ('hallucination', both if c.get('teacher_step') == 2 else teacher.key):
         if not (out/name/'record.json').is_file(): raise DataError(f'{out}: step {name!r} is not finished; run the recipe to its end first')
     real = load_model(out/both/'model.safetensors').inject if c.get('teacher_step') == 2 else load_model(out/teacher.key/'model.safetensors')
-    hallucination = load_model(out/'hallucination'/'model.safetensors')
+    students = {n: load_model(out/n/'model.safetensors') for n in ('hallucination', f'{student.key}+hallucination', student.key) if (out/n/'record.json').is_file()}
     test = _one_per_class(df[df.split == 'test'], n_clips)
     dls = loaders(reading(out), df, (c['student'], c['teacher']))
     classes = [str(a) for a in df.drop_duplicates('label').sort_values('label').action]
-    return clip_maps(dls, test, real, hallucination, layers=layers, classes=classes)
+    return clip_maps(dls, test, real, students, layers=layers, classes=classes, problems=[])
 
 def _one_per_class(test, n):
     "n test clips, going round the classes"
@@ -101,7 +101,7 @@ def write_inspector(
 def _provenance(out):
     info = run_info(out)
     c = info['settings']
-    return f'moddist {environment()["moddist"]}, recipe {info["recipe"]}, ' + ', '.join(f'{k} {c[k]}' for k in ('student', 'teacher', 'stream', 'epochs', 'seed') if c.get(k) is not None) + f', index {info["index"]}'
+    return f'Recipe {info["recipe"]}, ' + ', '.join(f'{k} {c[k]}' for k in ('student', 'teacher', 'stream', 'epochs', 'seed') if c.get(k) is not None) + f', index {info["index"]}'
 
 # %% ../nbs/05a_report.ipynb #85f5057c
 def _section(key, title, body, lead=''):
@@ -145,6 +145,7 @@ def _maps_section(runs, df, n_clips):
     "The inspector, as a page inside the page"
     try: text = inspector_page(run_maps(runs[0], df, n_clips), provenance=_provenance(runs[0]))
     except (DataError, ModelError) as e: return _section('maps', 'Feature maps', _sorry(e))
+    text = text.replace('class="mdi-page"', 'class="mdi-page light"', 1)                   # as light as the page around it
     return f'<section class="card" id="maps" aria-label="Feature maps" style="padding:0;overflow:hidden"><iframe title="Real and hallucinated feature maps" srcdoc="{html.escape(text)}"></iframe></section>'
 
 # %% ../nbs/05a_report.ipynb #a75e1e3d
@@ -156,14 +157,19 @@ def _history(record):
     log['epoch'] = log.get('epoch', pd.Series(range(len(log)))) + 1
     return log.rename(columns={c: f'valid_{c}' for c in log if c != 'epoch' and not c.startswith(('train_', 'valid_'))})
 
+def _whole(fig, epochs):
+    "Ticks at whole epochs, shares from 0 to 1"
+    fig.for_each_yaxis(lambda a: a.update(range=(0, 1.02)) if a.title.text == 'share of clips' else None)
+    return fig.update_xaxes(dtick=max(1, round(epochs/6)), tick0=0)
+
 def _terms_section(records):
     "Curves of the steps that were trained"
     import plotly.graph_objects as go
     trained, parts = [r for r in records if r.get('history')], []
     for r in trained:
-        if set(r['history'][0]) - _PLAIN: parts.append(figure_block(look(term_curves(_history(r)), title=html.escape(f'Terms of the step {r["name"]}')), 760))
+        if set(r['history'][0]) - _PLAIN: parts.append(figure_block(_whole(look(term_curves(_history(r)), title=html.escape(f'Terms of the step {r["name"]}')), len(r['history'])), 760))
     fig = go.Figure([go.Scatter(x=h.epoch, y=100*h.valid_accuracy, name=html.escape(r['name']), mode='lines' + '+markers'*(len(h) < 3), line=dict(color=INK[i % 7], dash=('solid', 'dash', 'dot')[i//7 % 3])) for i, r in enumerate(trained) if 'valid_accuracy' in (h := _history(r))])
-    if fig.data: parts.append(figure_block(look(fig, title='Validation accuracy of every step', x='epoch of the step', y='validation accuracy, %', height=380), 620))
+    if fig.data: parts.append(figure_block(_whole(look(fig, title='Validation accuracy of every step', x='epoch of the step', y='validation accuracy, %', height=380), max(len(r['history']) for r in trained)), 620))
     return _section('terms', 'Through training', ''.join(parts) or _sorry('no step keeps a log of its epochs.'), 'Training solid, validation dashed.' if parts else '')
 
 # %% ../nbs/05a_report.ipynb #a0d6d70a

@@ -11,6 +11,8 @@ Docs: https://moddist.github.io/moddist/widgets.html.md"""
 __all__ = ['FeatureMapInspector']
 
 # %% ../nbs/04a_widgets.ipynb #2e3ec9b7
+import base64
+import io
 import anywidget
 import numpy as np
 import pandas as pd
@@ -18,9 +20,9 @@ from fastcore.basics import patch
 from traitlets import Dict, Int, List, Unicode, validate
 from .core import ModdistError, ModelError
 from .maps import MEAN, ORDERS, FeatureMaps, channel_table, lazy_maps
-from .page import _Clips, _about, _advice, _cameras, _code, _head, _median, _pool, _ranges, _rounded, _stack, _static, _stats
+from .page import _Clips, _about, _advice, _cameras, _code, _correlations, _head, _medians, _pool, _ranges, _rounded, _stack, _static, _stats
 from .page import inspector_html, inspector_page, pack # offered here too
-from .viz import depth_range, figure, scale, through_time
+from .viz import depth_range, figure, scale, show_feature_maps, through_time
 
 # %% ../nbs/04a_widgets.ipynb #ec81a134
 _NAMES = ('clip', 'layer', 'source', 'against', 'frame', 'channel', 'order', 'per', 'place')
@@ -88,7 +90,7 @@ class FeatureMapInspector(_State):
         maps, # `FeatureMaps`, a list of them, `LazyMaps`, or {name of a student: list} to compare students
         **state, # initial values of the traits
     ):
-        self.clips, self._ranges, self._medians, self._from_browser, self._repairing = _Clips(maps), {}, {}, False, False
+        self.clips, self._ranges, self._agree, self._from_browser, self._repairing = _Clips(maps), {}, {}, False, False
         super().__init__()
         if unknown := set(state) - set(_NAMES): raise ModelError(f'{unknown.pop()!r} is no part of the inspector: expected {", ".join(_NAMES)}')
         self.info = _head(self.clips)
@@ -137,6 +139,15 @@ class FeatureMapInspector(_State):
         also = {self.against: through_time(self.item[self.against], *self.place, self.layer, self.channel)[1]} if self.against else {}
         return pd.DataFrame({'frame': np.arange(len(real)), 'real': real, self.source: hall} | also)
 
+    def _repr_mimebundle_(self, **kwargs):
+        "The widget, and a picture of what it shows now for pages without a kernel"
+        data, *about = super()._repr_mimebundle_(**kwargs)
+        try: maps, channels = self.current, dict.fromkeys([self.channel, *self.table().channel[:5].tolist()])
+        except ModdistError: return data, *about                             # nothing can be shown
+        file = io.BytesIO()
+        show_feature_maps(maps, self.layer, list(channels)[:5], self.frame).savefig(file, dpi=80)
+        return data | {'image/png': base64.b64encode(file.getvalue()).decode()}, *about
+
     def close(self):
         "Let go of the maps and of the widget"
         if getattr(getattr(self, "clips", None), "is_lazy", False): self.clips.items.release()
@@ -153,7 +164,7 @@ def _changed(self:FeatureMapInspector, change):
         if change.name == 'source' and self.against == self.source: self.against = ''
         if change.name == 'clip': self._fit()
     finally: self._repairing = False
-    if change.name in ('clip', 'layer', 'source'): self._tell()
+    if change.name in ('clip', 'layer', 'source', 'against'): self._tell()
 
 @patch
 def _fit(self:FeatureMapInspector):
@@ -164,18 +175,21 @@ def _fit(self:FeatureMapInspector):
     if self.place: self.place = [min(v, n - 1) for v, n in zip(self.place, m.rgb.shape[2:0:-1])]
 
 @patch
-def _notes(self:FeatureMapInspector, i:int, layer:str)->tuple[list, str]:
-    "Median agreement of every student at a layer of a clip (computed once), and what there is to say"
+def _notes(self:FeatureMapInspector, i:int, layer:str)->tuple[list, dict, str]:
+    "Correlation of every channel with every student at a layer of a clip (computed once), what there is to say about each student, and who is missing"
     item, why = self.clips.pick(i, layer)
-    if (i, layer) not in self._medians: self._medians[i, layer] = _median(item, layer)
-    return self._medians[i, layer], ' '.join(p for p in (why and f'{why}.', _advice(item, layer, self._medians[i, layer])) if p)
+    if (i, layer) not in self._agree: self._agree[i, layer] = _correlations(item, layer)
+    rs = self._agree[i, layer]
+    return rs, _advice(item, layer, _medians(rs)), why and f'{why}.'
 
 @patch
 def _tell(self:FeatureMapInspector):
-    "The message of what is shown now"
-    try: text = self._notes(self.clip, self.layer)[1]
-    except ModdistError as e: text = str(e)
-    self.message = ' '.join(p for p in (self.clips.note, text) if p)
+    "The message of what is shown now: of the students on the screen, not of all"
+    try:
+        _, advice, why = self._notes(self.clip, self.layer)
+        parts = [why, *(advice.get(n, '') for n in (self.source, self.against))]
+    except ModdistError as e: parts = [str(e)]
+    self.message = ' '.join(dict.fromkeys(p for p in (self.clips.note, *parts) if p))
 
 # %% ../nbs/04a_widgets.ipynb #657c3d19
 @patch
@@ -198,22 +212,22 @@ def _send_maps(self:FeatureMapInspector, i, layer):
     "The maps of a clip and layer in 8 bits, with their numbers"
     item, key = self.clips.pick(i, layer)[0], (layer, i if self.clips.is_lazy else None)
     if key not in self._ranges: self._ranges[key] = _ranges(_stack({n: c[n] for n in item}, layer) for c in self.clips.beside(i))
-    s, first, (medians, advice) = _stack(item, layer), next(iter(item.values())), self._notes(i, layer)
+    s, first, (rs, advice, note) = _stack(item, layer), next(iter(item.values())), self._notes(i, layer)
     w = first.weights.get(layer)
-    about = {'name': layer, 'total': s.shape[1] - 1, 'channels': list(range(MEAN, s.shape[1] - 1)), 'sources': list(item), 'shape': list(s.shape[1:]), 'median': _rounded(medians), 'advice': advice,
+    about = {'name': layer, 'total': s.shape[1] - 1, 'channels': list(range(MEAN, s.shape[1] - 1)), 'sources': list(item), 'shape': list(s.shape[1:]), 'median': _rounded(_medians(rs)), 'advice': advice, 'note': note,
              'weight': None if w is None else _rounded([0, *w]), 'weightOf': first.weights_of}
-    return about | _about(self._ranges[key]) | _stats(s, len(first)), [_code(s, self._ranges[key])]
+    return about | _about(self._ranges[key]) | _stats(s, len(first), rs), [_code(s, self._ranges[key])]
 
 @patch
 def _send_overview(self:FeatureMapInspector, i, _):
     "Every layer of a clip: the means over channels at 28 cells a side or less, and the median agreement"
     found, data = [], []
     for layer in self.clips.layers:
-        try: (item, _), (medians, _) = self.clips.pick(i, layer), self._notes(i, layer)
+        try: item, rs = self.clips.pick(i, layer)[0], self._notes(i, layer)[0]
         except ModdistError: continue
         s = _stack(item, layer, [])
         C, h, w = len(next(iter(item.values())).layers[layer][0]), *s.shape[-2:]
         s = _pool(s, max(1, -(-max(h, w) // 28)))
-        found.append({'name': layer, 'total': C, 'median': _rounded(medians), 'sources': list(item), 'T': s.shape[2], 'h': s.shape[3], 'w': s.shape[4], 'cells': [w, h]})
+        found.append({'name': layer, 'total': C, 'median': _rounded(_medians(rs)), 'sources': list(item), 'T': s.shape[2], 'h': s.shape[3], 'w': s.shape[4], 'cells': [w, h]})
         data.append(_code(s, _ranges([s])))
     return found, data

@@ -1,6 +1,8 @@
 "The inspector where people use it: a file opened from disk, a cell in JupyterLab, a page of Voila, all in a real browser."
+import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest
+from PIL import Image
 from moddist.core import ModelError, rng
 from moddist.maps import MEAN, FeatureMaps, LazyMaps, channel_table
 from moddist.page import inspector_html
@@ -118,7 +121,10 @@ def test_file_shows_the_arrays(page, tmp_path):
     choose(page, layer='unit2'); choose(page, channel=3)
     shows(page, m)
     hole = pixels(page, 'depth')
-    assert (hole[:2, :, 3] == 0).all() and (hole[2:, :, 3] == 255).all()                                          # no reading is transparent on grey
+    assert (hole[:2, :, 3] == 0).all() and (hole[2:, :, 3] == 255).all()                                          # no reading is transparent on stripes of two greys
+    box = page.locator('[data-pane=depth] .view').bounding_box()
+    seen = np.asarray(Image.open(io.BytesIO(page.screenshot(clip={'x': box['x'] + 20, 'y': box['y'] + 4, 'width': 60, 'height': box['height']/8 - 8})))).reshape(-1, 3).astype(int)
+    assert np.ptp(seen, axis=0).min() > 25 and np.ptp(seen, axis=1).max() < 20
 
 def test_every_control_moves_what_it_should(page, tmp_path):
     opened(page, tmp_path, [maps('a'), maps('b', T=4)], title='Controls', table=[{'model': 'rgb', 'top1': .5}])
@@ -257,6 +263,10 @@ def test_fits_the_screen(page, tmp_path, width):
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     sizes = [page.locator('.pane .view').nth(i).bounding_box()['width'] for i in range(8)]
     assert min(sizes) >= 160 and max(sizes) - min(sizes) < 3
+    small = page.evaluate("[...document.querySelectorAll('.mdi *')].filter(e => e.checkVisibility() && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && parseFloat(getComputedStyle(e).fontSize) < 11).map(e => e.outerHTML)")
+    assert not small
+    assert [page.inner_text(f'{p} .bar p') for p in ('[data-pane=depth]', '[data-pane=diff]')] == ['mm; striped: no reading', 'blue: too little, red: too much'] and '(no unit)' in page.inner_text('[data-bar=value] p')
+    assert page.locator('.chart svg text').all_text_contents()[-2:] == ['frame of the clip', 'agreement, −1 to 1']
 
 def test_dead_channel_and_colour_teacher(page, tmp_path):
     m = maps()
@@ -266,6 +276,7 @@ def test_dead_channel_and_colour_teacher(page, tmp_path):
     assert page.inner_text('[data-pane=depth] .name') == 'Ceiling <i>'
     choose(page, channel=2)
     assert 'undefined' in page.inner_text('.summary')
+    assert not page.locator('[data-pane=depth] .bar canvas').count()                                             # colours of a picture have no scale
 
 def test_what_does_not_fit_is_said_on_the_page(page, tmp_path):
     "Clips of other sizes are shown; clips and students of other networks are left out by name; a tap that was not taught is named"
@@ -280,6 +291,67 @@ def test_what_does_not_fit_is_said_on_the_page(page, tmp_path):
     opened(page, tmp_path, {'ours': m, 'wide': replace(three, clip_id='a')})
     assert "student 'wide' has 3 channels" in page.inner_text('.message')
 
+def test_one_student_may_be_lost_without_a_word_until_it_is_looked_at(page, tmp_path):
+    m = maps('a'); lost = replace(m, layers={k: (r, rng('lost', k).random(r.shape)) for k, (r, _) in m.layers.items()})
+    opened(page, tmp_path, {'ours': m, 'lost': lost})
+    assert not page.locator('.message').is_visible()
+    choose(page, against='lost')
+    assert 'lost does not follow the teacher' in page.inner_text('.message')
+    choose(page, against='')
+    assert not page.locator('.message').is_visible()
+
+def test_the_sheet_keeps_the_focus_with_the_choice(page, tmp_path):
+    "Arrows walk through the sheet; sorted anew, the same thumbnails show other channels"
+    m = maps()
+    opened(page, tmp_path, m)
+    choose(page, layer='unit2'); page.evaluate("document.querySelectorAll('.grid button').forEach((b, i) => { b.mine = i })")
+    page.focus('.grid button[aria-selected=true]')
+    for want in channel_table(m, 'unit2', 'energy').channel[:3]:
+        page.keyboard.press('ArrowDown'); reached(page, channel=int(want))
+        assert page.evaluate('Number(document.activeElement.dataset.channel)') == want
+    choose(page, order='channel')
+    assert page.evaluate("[...document.querySelectorAll('.grid button')].map(b => [b.mine, Number(b.dataset.channel)])") == [[i, i - 1] for i in range(7)]
+    s = scale(m, 'unit2', 3); want = lut(COLOURS['feature'])[(view(m, state(page)['frame'], 'unit2', 3).hallucinated/s.hi*255).round().astype(int)]
+    got = page.evaluate("(() => { const c = document.querySelector('.grid button[data-channel=\"3\"]').querySelectorAll('canvas')[1]; return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; })()")
+    assert abs(np.reshape(got, (4, 4, 4))[..., :3] - want.astype(int)).max() <= 4
+
+@pytest.mark.parametrize('kept, again', (('96e6', 0), ('1', 4)))
+def test_arrays_are_unpacked_once_and_let_go(page, tmp_path, kept, again):
+    "Back at a clip nothing is unpacked again, unless the memory for it is too small"
+    page.add_init_script('window.unpacked = 0; const D = DecompressionStream; window.DecompressionStream = function (k) { window.unpacked++; return new D(k); }')
+    f = inspector_html([maps('a'), maps('b')], tmp_path/'inspector.html')
+    text = f.read_text(); assert 'KEPT = 96e6' in text
+    f.write_text(text.replace('KEPT = 96e6', f'KEPT = {kept}'))
+    page.goto(f.as_uri()); page.wait_for_selector('.mdi[data-state]')
+    choose(page, clip=1); page.wait_for_function('window.unpacked === 8')                                        # depth, maps and two layers of the overview, each clip
+    choose(page, clip=0); page.wait_for_function(f'window.unpacked === {8 + again}')
+    page.wait_for_timeout(150); assert page.evaluate('window.unpacked') == 8 + again
+
+@pytest.mark.parametrize('scheme', ('light', 'dark'))
+def test_dark_where_the_reader_wants_it_and_light_inside_a_light_report(browser, tmp_path, scheme):
+    p = browser.new_page(color_scheme=scheme, viewport={'width': 1280, 'height': 900})
+    f = inspector_html(maps(), tmp_path/'i.html'); text = f.read_text()
+    def lightness(selector): return sum(map(int, re.findall(r'\d+', p.evaluate('q => getComputedStyle(document.querySelector(q)).backgroundColor', selector))[:3]))/7.65
+    for inside, light in ((False, scheme == 'light'), (True, True)):
+        if inside: f.write_text(text.replace('class="mdi-page"', 'class="mdi-page light"', 1))
+        p.goto(f.as_uri()); p.wait_for_selector('.mdi[data-state]')
+        assert all((lightness(q) > 90) == light for q in ('body', '.mdi', '.mdi .controls', '.mdi select'))
+    p.close()
+
+def test_the_chapter_holds_the_page_with_all_its_controls(browser, tmp_path):
+    "What the documentation embeds: the output saved in the notebook, in a page of its own"
+    book = json.loads((Path(__file__).parents[1]/'nbs'/'04g_page.ipynb').read_text())
+    html, = [h for c in book['cells'] for o in c.get('outputs', []) if '<iframe' in (h := ''.join(o.get('data', {}).get('text/html', '')))]
+    assert len(html) < 3e5
+    (tmp_path/'chapter.html').write_text(f'<!doctype html><meta charset="utf-8"><p>Text</p>{html}')
+    p = browser.new_page(viewport={'width': 1000, 'height': 900}); p.goto((tmp_path/'chapter.html').as_uri())
+    inner = p.frame_locator('iframe'); inner.locator('.mdi[data-state]').wait_for()
+    inner.locator('[name=against]').select_option('late'); inner.locator('[name=layer]').select_option('unit1')
+    inner.locator('.verdict h3', has_text='early → late').wait_for()
+    assert inner.locator('.grid-title').inner_text() == 'The 6 strongest of 16 channels of unit1'
+    p.frames[1].wait_for_function('document.documentElement.scrollHeight <= innerHeight + 1')                    # no scroll bar of its own
+    shot(p, 'chapter'); p.close()
+
 # ---- Jupyter -----------------------------------------------------------------------------------------------------
 FIRST = '''import sys, warnings; sys.path.insert(0, {tests!r}); warnings.filterwarnings('ignore')
 from test_browser import lazy, maps, two_students, wide
@@ -288,100 +360,100 @@ from moddist.widgets import FeatureMapInspector
 w = FeatureMapInspector([maps('a'), maps('b', same=True)], layer='unit1', frame=0)
 w'''
 
-def serve(tmp_path, cells, *command):
-    "A server of Jupyter's kind for a folder with one notebook: its process and port"
-    cell = lambda i, s: {'cell_type': 'code', 'id': f'c{i}', 'metadata': {}, 'source': s, 'outputs': [], 'execution_count': None}
-    cells = [cell(i, s.format(tests=str(Path(__file__).parent))) for i, s in enumerate(cells)]
-    (tmp_path/'look.ipynb').write_text(json.dumps({'cells': cells, 'metadata': {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}, 'nbformat': 4, 'nbformat_minor': 5}))
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = os.environ | {'JUPYTER_CONFIG_DIR': str(tmp_path/'config'), 'JUPYTER_DATA_DIR': str(tmp_path/'data'), 'JUPYTER_RUNTIME_DIR': str(tmp_path/'run'), 'IPYTHONDIR': str(tmp_path/'ipython')}
-    server = subprocess.Popen([sys.executable, *(c.format(port=port) for c in command)], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(400):
-        assert server.poll() is None, f'{command[1]} did not start'
-        try: socket.create_connection(('127.0.0.1', port), .2).close(); break
-        except OSError: time.sleep(.1)
-    return server, port
+LAB = [FIRST, "v = FeatureMapInspector(two_students('a', 'b'), layer='unit2')\nlinks = [link((w, k), (v, k)) for k in ('clip', 'frame', 'place')]\nw.message = 'x'; v"]
+VOILA = [FIRST.replace('\nw = ', '\nu = ').replace('\nw', ''), 'FeatureMapInspector([wide(), wide()])', 'FeatureMapInspector(lazy(), layer="unit1")']
 
-@pytest.fixture
-def local(browser):
-    "A page that reaches this machine and nothing else"
+def notebook(path, cells):
+    cell = lambda i, s: {'cell_type': 'code', 'id': f'c{i}', 'metadata': {}, 'source': s.format(tests=str(Path(__file__).parent)), 'outputs': [], 'execution_count': None}
+    path.write_text(json.dumps({'cells': [cell(*c) for c in enumerate(cells)], 'metadata': {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}, 'nbformat': 4, 'nbformat_minor': 5}))
+
+@pytest.fixture(scope='module')
+def jupyter(browser, tmp_path_factory):
+    "One server with JupyterLab and Voila, and a page for each that reaches this machine and nothing else; both kernels start at once"
+    for name in ('jupyterlab', 'voila'): pytest.importorskip(name, reason=f'{name} is not installed: pip install {name}')
+    d = tmp_path_factory.mktemp('jupyter')
+    (quiet := d/'config/lab/user-settings/@jupyterlab/apputils-extension').mkdir(parents=True); (quiet/'notification.jupyterlab-settings').write_text('{"fetchNews": "false"}')
+    notebook(d/'look.ipynb', LAB); notebook(d/'page.ipynb', VOILA)
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = os.environ | {'JUPYTER_CONFIG_DIR': str(d/'config'), 'JUPYTER_DATA_DIR': str(d/'data'), 'JUPYTER_RUNTIME_DIR': str(d/'run'), 'IPYTHONDIR': str(d/'ipython')}
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.token=', '--ServerApp.password=', '--ServerApp.root_dir=.']
+    server = subprocess.Popen(command, cwd=d, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     context = browser.new_context(viewport={'width': 1280, 'height': 900})
-    context.route('**/*', lambda r: r.continue_() if '//127.0.0.1:' in r.request.url or r.request.url.startswith(('data:', 'blob:')) else r.abort())
-    yield context.new_page()
-    context.close()
+    try:
+        for _ in range(600):
+            assert server.poll() is None, 'jupyter lab did not start'
+            try: socket.create_connection(('127.0.0.1', port), .2).close(); break
+            except OSError: time.sleep(.1)
+        context.route('**/*', lambda r: r.continue_() if '//127.0.0.1:' in r.request.url or r.request.url.startswith(('data:', 'blob:')) else r.abort())
+        lab, voila = context.new_page(), context.new_page()
+        voila.evaluate('u => { location.href = u }', f'http://127.0.0.1:{port}/voila/render/page.ipynb')
+        lab.goto(f'http://127.0.0.1:{port}/lab/tree/look.ipynb', timeout=240_000)
+        yield lab, voila
+    finally: context.close(); server.terminate(); server.wait(20)
 
 def run_cell(page, k=0):
     "Run a cell once the kernel is there; a key pressed while the notebook is still being set up is lost, so it is pressed until the prompt changes"
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=240_000)
-    for _ in range(12):
+    for _ in range(40):
         if page.locator('dialog').count(): page.keyboard.press('Enter')                                           # "the kernel is not ready yet"
         page.locator('.jp-CodeCell .cm-content').nth(k).click(timeout=60_000)
         page.keyboard.press('Control+Enter')
-        try: page.wait_for_function("k => !/^\\[ \\]/.test(document.querySelectorAll('.jp-CodeCell')[k].querySelector('.jp-InputPrompt').innerText.trim())", arg=k, timeout=10_000); break
+        try: page.wait_for_function("k => !/^\\[ \\]/.test(document.querySelectorAll('.jp-CodeCell')[k].querySelector('.jp-InputPrompt').innerText.trim())", arg=k, timeout=3_000); break
         except Exception: continue
     page.wait_for_selector(f'.jp-CodeCell >> nth={k} >> .mdi[data-state], .jp-OutputArea-output[data-mime-type*=stderr]', timeout=240_000)
     assert not page.locator('.jp-OutputArea-output[data-mime-type*=stderr]').count(), page.locator('.jp-OutputArea').first.inner_text()
 
-def test_jupyterlab(local, tmp_path):
+def test_jupyterlab(jupyter):
     "Run the cells, move controls and keys: the panes follow, the notebook does not; a linked inspector follows through the kernel"
-    pytest.importorskip('jupyterlab', reason='jupyterlab is not installed')
-    second = "v = FeatureMapInspector(two_students('a', 'b'), layer='unit2')\nlinks = [link((w, k), (v, k)) for k in ('clip', 'frame', 'place')]\nw.message = 'x'; v"
-    server, port = serve(tmp_path, [FIRST, second], '-m', 'jupyterlab', '--no-browser', '--allow-root', '--port={port}', '--ServerApp.token=', '--ServerApp.password=', '--ServerApp.root_dir=.')
-    page = local
-    try:
-        page.goto(f'http://127.0.0.1:{port}/lab/tree/look.ipynb')
-        run_cell(page)
-        a = maps('a')
-        reached(page, frame=0, layer='unit1'); shows(page, a)
-        if SHOTS: page.screenshot(path=str(Path(SHOTS)/'jupyterlab.png'))
-        page.locator('.mdi [name=frame]').first.focus()
-        for _ in range(3): page.keyboard.press('ArrowRight')
-        reached(page, frame=3); shows(page, a)
-        page.locator('.mdi .play').first.focus(); page.keyboard.press('ArrowDown')                                # a key that JupyterLab would use too
-        reached(page, channel=int(channel_table(a, 'unit1', 'energy').channel[0])); shows(page, a)
-        choose(page, clip=1)                                                                                      # the clip whose student is perfect
-        assert (pixels(page, 'diff')[..., :3] == lut(COLOURS['diff'])[128]).all()
-        run_cell(page, 1)
-        reached(page, 1, clip=1, frame=3, layer='unit2')                                                          # linked: it starts where the first one is
-        page.locator('.mdi').first.locator('[data-pane=rgb] .view').click(position={'x': 40, 'y': 40})
-        reached(page, 1, place=state(page)['place']); assert len(state(page)['place']) == 2
-        page.locator('.mdi').nth(1).locator('[name=frame]').focus(); page.keyboard.press('Home')
-        reached(page, 0, frame=0); reached(page, 1, frame=0)
-        choose(page, 1, against='late')
-        both = two_students('b')
-        assert 'early → late' in page.locator('.verdict').nth(1).inner_text()
-        holds(page, 'hall2', *(lambda v, s: (v.hallucinated, s.lo, s.hi))(view(both['late'][0], 0, 'unit2'), scale([m for v in two_students('a', 'b').values() for m in v], 'unit2')), k=1)
-        if SHOTS: page.locator('.mdi').nth(1).scroll_into_view_if_needed(); page.screenshot(path=str(Path(SHOTS)/'jupyterlab_linked.png'))
-    finally: server.terminate(); server.wait(20)
+    page, _ = jupyter
+    page.bring_to_front()
+    run_cell(page)
+    a = maps('a')
+    reached(page, frame=0, layer='unit1'); shows(page, a)
+    if SHOTS: page.screenshot(path=str(Path(SHOTS)/'jupyterlab.png'))
+    page.locator('.mdi [name=frame]').first.focus()
+    for _ in range(3): page.keyboard.press('ArrowRight')
+    reached(page, frame=3); shows(page, a)
+    page.locator('.mdi .play').first.focus(); page.keyboard.press('ArrowDown')                                # a key that JupyterLab would use too
+    reached(page, channel=int(channel_table(a, 'unit1', 'energy').channel[0])); shows(page, a)
+    choose(page, clip=1)                                                                                      # the clip whose student is perfect
+    assert (pixels(page, 'diff')[..., :3] == lut(COLOURS['diff'])[128]).all()
+    run_cell(page, 1)
+    reached(page, 1, clip=1, frame=3, layer='unit2')                                                          # linked: it starts where the first one is
+    page.locator('.mdi').first.locator('[data-pane=rgb] .view').click(position={'x': 40, 'y': 40})
+    reached(page, 1, place=state(page)['place']); assert len(state(page)['place']) == 2
+    page.locator('.mdi').nth(1).locator('[name=frame]').focus(); page.keyboard.press('Home')
+    reached(page, 0, frame=0); reached(page, 1, frame=0)
+    choose(page, 1, against='late')
+    both = two_students('b')
+    assert 'early → late' in page.locator('.verdict').nth(1).inner_text()
+    holds(page, 'hall2', *(lambda v, s: (v.hallucinated, s.lo, s.hi))(view(both['late'][0], 0, 'unit2'), scale([m for v in two_students('a', 'b').values() for m in v], 'unit2')), k=1)
+    if SHOTS: page.locator('.mdi').nth(1).scroll_into_view_if_needed(); page.screenshot(path=str(Path(SHOTS)/'jupyterlab_linked.png'))
 
-def test_voila(local, tmp_path, capsys):
+def test_voila(jupyter, capsys):
     "A page without code: 2,048 channels move at once; a clip that cannot be computed is explained and the next one works"
-    pytest.importorskip('voila', reason='voila is not installed: pip install voila')
-    server, port = serve(tmp_path, [FIRST.replace('\nw = ', '\nu = ').replace('\nw', ''), 'FeatureMapInspector([wide(), wide()])', 'FeatureMapInspector(lazy(), layer="unit1")'], '-m', 'voila', 'look.ipynb', '--no-browser', '--port={port}', '--Voila.ip=127.0.0.1')
-    page = local
-    try:
-        page.goto(f'http://127.0.0.1:{port}/', timeout=240_000)
-        page.wait_for_selector('.mdi[data-state] >> nth=1', timeout=240_000)
-        m = wide()
-        reached(page, 0, layer='layer4', frame=8); shows(page, m)
-        took = {}
-        for what, values in (('frame', (11, 2, 9)), ('channel', (1500, 3, 2047)), ('order', ('agreement', 'disagreement', 'channel')), ('per', ('layer', 'clip', 'channel')), ('clip', (1, 0, 1))):
-            times = []
-            for value in values:
-                times.append(page.evaluate("""async ([what, value]) => { const m = document.querySelector('.mdi'), c = m.querySelector(`.controls [name=${what}]`), began = performance.now(); c.value = value; c.dispatchEvent(new Event(what === 'frame' ? 'input' : 'change'));
-                    while (String(JSON.parse(m.dataset.state)[what]) !== String(value)) await new Promise(r => setTimeout(r)); await new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r))); return performance.now() - began; }""", [what, value]))
-            took[what] = sorted(times)[1]
-        shows(page, m)
-        with capsys.disabled(): print('\n16 frames x 2,048 channels, ms from the event to the picture on the screen, median of 3: ' + ', '.join(f'{k} {v:.0f}' for k, v in took.items()))
-        assert max(took.values()) < 5000
-        assert page.locator('.mdi').first.locator('.pages output').inner_text().endswith('of 2048 channels')
-        if SHOTS: page.screenshot(path=str(Path(SHOTS)/'voila.png'), full_page=True)
-        shows(page, maps('clip 0'), 1)
-        line = page.locator('.mdi').nth(1).locator('.message')
-        choose(page, 1, clip=1); line.wait_for()
-        assert 'the network diverged: load an earlier checkpoint' in line.inner_text() and not page.locator('.mdi').nth(1).locator('.panes').is_visible()
-        choose(page, 1, clip=2)
-        page.wait_for_function("() => document.querySelectorAll('.mdi')[1].querySelector('.message').textContent.includes('not taught')")
-        assert page.locator('.mdi').nth(1).locator('.panes').is_visible()
-        choose(page, 1, clip=0); shows(page, maps('clip 0'), 1); assert not line.is_visible()
-    finally: server.terminate(); server.wait(20)
+    _, page = jupyter
+    page.bring_to_front()
+    page.wait_for_selector('.mdi[data-state] >> nth=1', timeout=240_000)
+    m = wide()
+    reached(page, 0, layer='layer4', frame=8); shows(page, m)
+    took = {}
+    for what, values in (('frame', (11, 2, 9)), ('channel', (1500, 3, 2047)), ('order', ('agreement', 'disagreement', 'channel')), ('per', ('layer', 'clip', 'channel')), ('clip', (1, 0, 1))):
+        times = []
+        for value in values:
+            times.append(page.evaluate("""async ([what, value]) => { const m = document.querySelector('.mdi'), c = m.querySelector(`.controls [name=${what}]`), began = performance.now(); c.value = value; c.dispatchEvent(new Event(what === 'frame' ? 'input' : 'change'));
+                while (String(JSON.parse(m.dataset.state)[what]) !== String(value)) await new Promise(r => setTimeout(r)); await new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r))); return performance.now() - began; }""", [what, value]))
+        took[what] = sorted(times)[1]
+    shows(page, m)
+    with capsys.disabled(): print('\n16 frames x 2,048 channels, ms from the event to the picture on the screen, median of 3: ' + ', '.join(f'{k} {v:.0f}' for k, v in took.items()))
+    assert max(took.values()) < 5000
+    assert page.locator('.mdi').first.locator('.pages output').inner_text().endswith('of 2048 channels')
+    if SHOTS: page.screenshot(path=str(Path(SHOTS)/'voila.png'), full_page=True)
+    shows(page, maps('clip 0'), 1)
+    line = page.locator('.mdi').nth(1).locator('.message')
+    choose(page, 1, clip=1); line.wait_for()
+    assert 'the network diverged: load an earlier checkpoint' in line.inner_text() and not page.locator('.mdi').nth(1).locator('.panes').is_visible()
+    choose(page, 1, clip=2)
+    page.wait_for_function("() => document.querySelectorAll('.mdi')[1].querySelector('.message').textContent.includes('not taught')")
+    assert page.locator('.mdi').nth(1).locator('.panes').is_visible()
+    choose(page, 1, clip=0); shows(page, maps('clip 0'), 1); assert not line.is_visible()

@@ -101,7 +101,16 @@ def test_taps_of_different_names_can_be_paired():
     m = compute_maps(t, two, x, x, **FRAMES, layers={'unit2': 'inject.unit2'})
     alone = compute_maps(t, two.inject, x, x, **FRAMES, layers=['unit2'])
     assert np.allclose(m.layers['unit2'][1], alone.layers['unit2'][1])
-    with pytest.raises(ModelError, match='no tap in common'): compute_maps(t, two, x, x, **FRAMES)
+    with pytest.raises(ModelError, match='no tap in common'): compute_maps(two, t, x, x, **FRAMES)
+
+def test_a_net_of_two_streams_answers_with_the_stream_it_injects():
+    "Step 3 beside step 4 without saying where the hallucination sits in each; the prediction is that of the whole net"
+    torch.manual_seed(0)
+    t, two = SmallStream(3, width=4).eval(), TwoStream(SmallStream(3, width=4), SmallStream(3, width=4)).eval()
+    x = torch.randn(3, 4, 24, 24)
+    m = compute_maps(t, {'step 3': two.inject, 'step 4': two}, x, x, classes='abc', **FRAMES)
+    assert list(m['step 4'].layers) == ['unit1', 'unit2', 'unit3'] and all((m['step 3'].layers[k][1] == h).all() for k, (_, h) in m['step 4'].layers.items())
+    assert f'student: {"abc"[int(two(x[None]).argmax())]} ' in m['step 4'].prediction
 
 def test_class_weights_are_the_rows_of_the_layer_that_reads_the_tap():
     torch.manual_seed(0)

@@ -14,10 +14,11 @@ from scipy.stats import t as student_t
 from conftest import refused
 from moddist import synthetic
 from moddist.core import read_json, seed_all, write_json
-from moddist.models import SmallStream, TwoStream, save_model
+from moddist.maps import clip_maps
+from moddist.models import SmallStream, TwoStream, load_model, save_model
 from moddist.recipes import Garcia2018
 from moddist.report import _results_table, results, run_maps, write_report
-from moddist.runs import index_hash
+from moddist.runs import index_hash, loaders, reading
 
 torch.set_num_threads(1)
 STEPS = {'rgb-long': ['rgb'], 'rgb+rgb': ['rgb'], 'depth': ['depth'], 'rgb+depth': ['rgb', 'depth'], 'hallucination': ['rgb'], 'rgb+hallucination': ['rgb']}
@@ -58,6 +59,21 @@ def test_several_seeds(df, seeds, tmp_path):
         assert tuple(table.loc[name, ['accuracy, %', '95 % interval', 'seeds']]) == (f'{a.mean():.1f}', f'{lo:.1f} to {hi:.1f}', 3)
     page = unescape(write_report(seeds, tmp_path/'r.html', df, n_clips=1).read_text(encoding='utf-8'))
     assert 'seed 0, 1, 2. The interval is over seeds' in page and ', 3 seeds)' in page and '<dt>seeds</dt><dd>0, 1, 2</dd>' in page
+
+
+def test_the_inspector_of_a_run_compares_its_steps(df, seeds, tmp_path):
+    "Step 3, step 4 and the stream that was never taught, each as its own taps see the clip; what is not finished is not there"
+    assert list(run_maps(seeds[0], df, n_clips=1)) == ['hallucination', 'rgb+hallucination']
+    run = tmp_path/'run'
+    shutil.copytree(seeds[0], run); shutil.copytree(run/'rgb-long', run/'rgb')
+    maps = run_maps(run, df, n_clips=2, layers=['unit3'])
+    assert list(maps) == ['hallucination', 'rgb+hallucination', 'rgb'] and {len(m) for m in maps.values()} == {2}
+    pair = load_model(run/'rgb+hallucination'/'model.safetensors')
+    lone = run_maps(run, df, n_clips=1)['rgb+hallucination'][0]
+    dls = loaders(reading(run), df, ('rgb', 'depth')); row = df[df.clip_id == lone.clip_id]
+    again, = clip_maps(dls, row, load_model(run/'depth'/'model.safetensors'), pair.inject, layers=['unit3'])
+    assert np.allclose(lone.layers['unit3'][1], again.layers['unit3'][1], atol=1e-6) and np.allclose(maps['rgb+hallucination'][0].layers['unit3'][1], again.layers['unit3'][1], atol=1e-6)
+    assert not np.allclose(maps['hallucination'][0].layers['unit3'][1], again.layers['unit3'][1])
 
 
 def test_what_others_wrote_is_text_not_markup(df, seeds, tmp_path):

@@ -1,11 +1,14 @@
 "Figures of feature maps: one shared scale, five panes that hold what they claim."
+import io
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from moddist.core import DataError, ModelError, rng
 from moddist.curves import plot_table, plot_terms, summary_rows, wilson
 from moddist.maps import MEAN, FeatureMaps, channel_table
-from moddist.viz import bind, depth_range, figure, scale, show_channels, show_compare, show_feature_maps, show_film, show_place, through_time, view
+from moddist.show import NO_READING, lut
+from moddist.viz import COLOURS, bind, depth_range, figure, scale, show_channels, show_compare, show_feature_maps, show_film, show_place, through_time, view
 from conftest import refused
 
 def maps(seed=0, C=5, T=4, h=6, Tm=None, dtype=np.float32, same=False, **kw):
@@ -106,6 +109,38 @@ def test_static_figures_share_the_scale_between_rows():
     assert (diff[1].get_array() == m.layers['a'][1][3, 1] - m.layers['a'][0][3, 1]).all()
     film = images(show_film(m, 'a', 2, frames=[0, 3]))
     assert (film[1].get_array() == m.rgb[3]).all() and (film[5].get_array() == m.layers['a'][0][2, 3]).all()
+
+def _seen_by(rgb, kind):
+    "Lightness 0..100 and CIE Lab of colours 0..255 as seen with normal or dichromatic vision (Machado et al. 2009, severity 1)"
+    m = {'normal': np.eye(3), 'protan': [[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]],
+         'deutan': [[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]], 'tritan': [[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]]}[kind]
+    s = np.asarray(rgb)/255; lin = np.clip(np.where(s <= .04045, s/12.92, ((s + .055)/1.055)**2.4) @ np.transpose(m), 0, 1)
+    xyz = lin @ np.array([[.4124, .2126, .0193], [.3576, .7152, .1192], [.1805, .0722, .9505]])/[.9505, 1, 1.089]
+    f = np.where(xyz > (6/29)**3, np.cbrt(xyz), xyz*(29/6)**2/3 + 4/29)
+    return np.stack([116*f[:, 1] - 16, 500*(f[:, 0] - f[:, 1]), 200*(f[:, 1] - f[:, 2])], 1)
+
+@pytest.mark.parametrize('kind', ('normal', 'protan', 'deutan', 'tritan'))
+def test_the_colours_can_be_read_by_everyone(kind):
+    "More is lighter (or darker) all along the map; the two signs of a difference stay apart, and zero is the lightest"
+    for name, sign in (('feature', 1), ('depth', -1)):
+        light = sign*np.diff(_seen_by(lut(COLOURS[name])[::8], kind)[:, 0])
+        assert (light > -.5).all() and light.sum() > 60, name
+    d = _seen_by(lut(COLOURS['diff']), kind)
+    assert (np.diff(d[:128:8, 0]) > 0).all() and (np.diff(d[128::8, 0]) < 0).all()
+    assert all(np.linalg.norm(d[127 - k] - d[128 + k]) > 20 for k in range(40, 128, 8))
+
+def test_no_reading_is_one_grey_everywhere_and_striped():
+    "Grey alone will not do: to who sees no green it is a depth in between"
+    from moddist.page import _static
+    assert np.linalg.norm(_seen_by(lut(COLOURS['depth']), 'deutan') - _seen_by([NO_READING], 'deutan'), axis=1).min() < 5
+    fig = show_feature_maps(maps(), 'a', [0]); fig.savefig(file := io.BytesIO(), dpi=fig.dpi)
+    (ax,) = [a for a in fig.axes if a.get_title() == 'depth']
+    pixels = np.asarray(Image.open(file).convert('RGB')).astype(int)
+    (x0, y0), (x1, y1) = ax.transData.transform([(0, .3), (11, -.3)]).astype(int)
+    hole = pixels[len(pixels) - y1:len(pixels) - y0, x0:x1].reshape(-1, 3)
+    assert len(hole) and np.ptp(hole, axis=0).min() > 20
+    grey = '#%02x%02x%02x' % NO_READING
+    assert f'--void: {grey}' in _static('inspector.css') and figure(maps()).layout.plot_bgcolor == grey
 
 # ---- more looks --------------------------------------------------------------------------------------------------
 def test_the_sheet_shows_the_channels_in_their_order():

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import zlib
+from pathlib import Path
 import numpy as np
 import pytest
 from moddist.core import ModdistError, ModelError, rng
@@ -123,8 +124,33 @@ def test_it_displays_as_a_widget_and_gives_a_static_figure():
     f = w.figure()
     assert type(f).__name__ == 'Figure' and (np.array(f.data[2].z) == view(maps(), 2, w.layer).real).all()
 
+def test_a_page_without_a_kernel_gets_a_picture_of_what_is_shown():
+    "The widget's own output holds a PNG: the frame's five channels that come first, the chosen one before them"
+    from PIL import Image
+    w = FeatureMapInspector({'a': maps(), 'b': half(maps())}, layer='one', frame=1, channel=2)
+    still = lambda: np.asarray(Image.open(io.BytesIO(base64.b64decode(w._repr_mimebundle_()[0]['image/png']))))
+    first = still()
+    assert min(first.shape[:2]) > 200 and len(np.unique(first.reshape(-1, first.shape[-1]), axis=0)) > 50
+    for change in (dict(frame=3), dict(channel=0), dict(source='b'), dict(layer='two')):
+        for k, v in change.items(): setattr(w, k, v)
+        now = still(); assert now.shape != first.shape or (now != first).any(), change
+        first = now
+
+def test_every_widget_of_the_notebooks_has_a_still_picture():
+    "A code host runs nothing: the output of a cell that is a widget or a page, or that of the next cell, holds a picture"
+    from conftest import ROOT
+    found = []
+    for f in sorted((ROOT/'nbs').rglob('*.ipynb')):
+        cells = [c for c in json.loads(f.read_text())['cells'] if c['cell_type'] == 'code']
+        outs = [[o.get('data', {}) for o in c['outputs']] for c in cells] + [[]]
+        for i in range(len(cells)):
+            if not any('application/vnd.jupyter.widget-view+json' in d or '<iframe' in ''.join(d.get('text/html', '')) for d in outs[i]): continue
+            found.append(f.name)
+            assert any('image/png' in d for d in outs[i] + outs[i+1]), f'{f.name}: {"".join(cells[i]["source"])[-80:]}'
+    assert {'03_distill.ipynb', '04a_widgets.ipynb', '04g_page.ipynb'} <= set(found)
+
 # ---- what does not fit -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize('clips, words', [([], 'no clips'), ([1], 'FeatureMaps'), ({}, 'no clips'), ({'a': [maps('a')], 'b': [maps('b')]}, 'no clip in common')])
+@pytest.mark.parametrize('clips, words', [([], 'no clips'), ([1], 'FeatureMaps'), ({}, 'no clips'), ('runs/demo', 'str is not FeatureMaps.*run_maps'), (Path('runs/demo'), 'Path is not FeatureMaps'), (FeatureMaps, 'type is not'), ({'a': [maps('a')], 'b': [maps('b')]}, 'no clip in common')])
 def test_nothing_to_show_is_an_error(clips, words, tmp_path):
     for call in (lambda: FeatureMapInspector(clips), lambda: inspector_html(clips, tmp_path/'x.html')):
         with pytest.raises(ModdistError, match=words) as e: call()
@@ -145,10 +171,16 @@ def test_a_tap_that_was_not_taught_is_named_with_what_to_do():
     m = maps(); r, h = m.layers['one']
     noise, dead = FeatureMaps('n', m.rgb, m.depth, {'one': (r, rng(9).random(r.shape)), 'two': m.layers['two']}), FeatureMaps('d', m.rgb, m.depth, {'one': (r, h*0)})
     w = FeatureMapInspector(noise, layer='one')
-    assert 'not taught' in w.message and 'one' in w.message and asked(w, 'maps', 0, 'one')[0]['found']['advice'] == w.message
+    assert 'not taught' in w.message and 'one' in w.message and asked(w, 'maps', 0, 'one')[0]['found']['advice'] == {'student': w.message}
     w.layer = 'two'
     assert w.message == ''
     assert 'constant' in FeatureMapInspector(dead).message
+    both = FeatureMapInspector({'good': FeatureMaps('n', m.rgb, m.depth, m.layers), 'lost': noise}, layer='one')   # said when it is looked at, not before
+    assert both.message == ''
+    both.against = 'lost'
+    assert 'lost does not follow' in both.message
+    both.source = 'lost'
+    assert both.message.count('lost does not follow') == 1 and both.against == ''
 
 def test_clips_on_demand_say_what_is_wrong_and_go_on():
     from moddist.maps import LazyMaps
@@ -249,7 +281,6 @@ def test_what_cannot_fit_says_what_to_do():
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     f = inspector_html(maps(), tmp_path/'i.html')
     old = f.read_text()
-    from pathlib import Path
     def full(self, *a, **k): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(Path, 'write_text', full)
     with pytest.raises(ModdistError, match='no space left'): inspector_html(maps('other'), f)

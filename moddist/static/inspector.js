@@ -44,7 +44,7 @@ const el = (tag, text = '', cls = '') => Object.assign(document.createElement(ta
 const option = (value, text, disabled = false) => Object.assign(el('option', text), {value, disabled});
 const bytes = s => Uint8Array.from(atob(s), c => c.charCodeAt(0));
 const minus = s => s.replace('-', '−');
-const num = (x, d = 2) => x === null || x === undefined || Number.isNaN(x) ? '–' : minus(x.toFixed(d));
+const num = (x, d = 2) => x === null || x === undefined || Number.isNaN(x) ? '–' : minus((Math.abs(x) < .5 * 10 ** -d ? 0 : x).toFixed(d));
 const signed = (x, d = 2) => x === null ? '–' : (x > 0 ? '+' : '') + num(x, d);
 const sig = x => x === 0 ? '0' : minus(String(Number(x.toPrecision(3))));
 const capital = s => s.charAt(0).toUpperCase() + s.slice(1);
@@ -165,7 +165,7 @@ function mount(root, source, link = null) {
   }
   function drawBars() {
     const {V, M} = shown, [lo, hi, d] = limits(position(state.channel));
-    if (D.scalar) drawBar(panes.depth.box.querySelector('.bar'), lut.depth, [V.near, (V.near + V.far) / 2, V.far].map(sig), `${D.unit}; grey: no reading`);
+    if (D.scalar) drawBar(panes.depth.box.querySelector('.bar'), lut.depth, [V.near, (V.near + V.far) / 2, V.far].map(sig), `${D.unit}; striped: no reading`);
     drawBar($('[data-bar=value]'), lut.feature, [lo, lo + (hi - lo) / 4, (lo + hi) / 2, hi - (hi - lo) / 4, hi].map(sig),
       `activation of ${state.layer} (no unit): one scale for real and hallucinated, ${state.per === 'layer' ? 'all channels, ' : ''}${state.per === 'clip' ? 'all frames of this clip' : D.over}`);
     drawBar(panes.diff.box.querySelector('.bar'), lut.diff, [sig(-d), '0', '+' + sig(d)], 'blue: too little, red: too much');
@@ -192,8 +192,8 @@ function mount(root, source, link = null) {
     const up = pairs.filter(([x, y]) => y > x).length, down = pairs.filter(([x, y]) => y < x).length, m = n => num(M.median[sideOf(n) - 1]);
     const v = $('.verdict'), line = (t, cls) => el('p', t, cls);
     v.replaceChildren(el('h3', `${state.source} → ${second()}`), line(`Median correlation over ${M.total} channels of ${state.layer}: ${m(state.source)} → ${m(second())} in this clip.`),
-      line(up + down ? `Of the ${pairs.length} channels that can be compared ${up} agree better with the real maps, ${down} worse.` : `No channel agrees better or worse: the two are the same here.`),
-      line('Lower row: the second student on the same scales as the first.', 'soft'));
+      line(up + down ? `Of the ${pairs.length} channels that can be compared here ${up} agree better with the real maps, ${down} worse.` : `No channel agrees better or worse: the two are the same here.`),
+      line('The second student is drawn on the same scales as the first.', 'soft'));
   }
 
   // ---- the chart: agreement per frame, or one pinned place through time --------------------------------------------
@@ -323,7 +323,7 @@ function mount(root, source, link = null) {
     $('.pages').hidden = pages < 2;
     $('.pages output').textContent = `${first} to ${Math.min(first + PER_PAGE - 1, list.length - 1)} of ${list.length - 1} channels`;
     const why = state.order === 'weight' && !M.weight ? ` The classifier reads another layer, so ${state.layer} has no class weights; sorted by energy.` : '';
-    $('.grid-title').textContent = `All channels of ${state.layer}`;
+    $('.grid-title').textContent = `${M.channels.length <= M.total ? `The ${M.channels.length - 1} strongest of ${M.total}` : 'All'} channels of ${state.layer}`;
     $('.channels small').textContent = `real above, hallucinated below${second() ? `, then ${second()}` : ''}; r = correlation over the clip.${why}`;
     markChannel(); drawGrid();
   }
@@ -344,14 +344,18 @@ function mount(root, source, link = null) {
   }
 
   // ---- state -> page -----------------------------------------------------------------------------------------------
-  function complain(text) { $('.message').textContent = text || ''; $('.message').hidden = !text; }
+  function complain(...parts) {                              // one line each, none twice
+    const said = [...new Set(parts.filter(Boolean))];
+    $('.message').replaceChildren(...said.map(t => el('span', t))); $('.message').hidden = !said.length;
+  }
+  const usable = on => { for (const c of root.querySelectorAll('.controls [name=channel], .controls [name=order], .controls [name=per], .time input, .time button')) c.disabled = !on; };
   function name(key, text, about) { const p = panes[key]; p.name.textContent = p.name.title = text; p.about = about; }
   function titles() {
     const a = state.source, b = second();
-    const from = `${many ? 'hallucinated ' : ''}from ${D.student}`, signed = 'signed difference';
+    const from = `${many ? 'hallucinated ' : ''}from ${D.student}`, gap = 'signed difference';
     name('rgb', capital(D.student), 'what the student sees'); name('depth', capital(D.teacher), 'only the teacher sees it'); name('real', 'Real features', `from ${D.teacher}`);
-    name('hall', many ? a : 'Hallucinated', from); name('diff', `${many ? a : 'Hallucinated'} − real`, signed);
-    name('hall2', b, from); name('diff2', `${b} − real`, signed); name('change', `${b} − ${a}`, 'between the students');
+    name('hall', many ? a : 'Hallucinated', from); name('diff', `${many ? a : 'Hallucinated'} − real`, gap);
+    name('hall2', b, from); name('diff2', `${b} − real`, gap); name('change', `${b} − ${a}`, 'between the students');
     root.classList.toggle('two', !!b);
     control('source').value = a; control('against').value = b;
   }
@@ -381,7 +385,7 @@ function mount(root, source, link = null) {
     if (state.place.length === 2) state.place = [clamp(state.place[0], 0, V.W - 1), clamp(state.place[1], 0, V.H - 1)];
     if (link) link.set(state);
     if (fresh) {
-      root.classList.remove('failed');
+      root.classList.remove('failed'); usable(true);
       control('clip').value = state.clip; control('layer').value = state.layer; control('frame').max = V.T - 1;
       $('.panes').style.setProperty('--aspect', V.W / V.H);
       panes.rgb.view.classList.toggle('smooth', V.W > 160); panes.depth.view.classList.toggle('smooth', !D.scalar && V.W > 160);
@@ -389,7 +393,7 @@ function mount(root, source, link = null) {
     const pair = fresh || 'source' in change || 'against' in change;
     if (pair) {
       titles();
-      complain([...new Set([D.message, M.note, M.advice[state.source], M.advice[second()]])].filter(Boolean).join(' '));
+      complain(D.message, M.note, M.advice[state.source], M.advice[second()]);
       control('order').replaceChildren(...Object.entries(ORDERS).filter(([k]) => k !== 'gain' || many).map(([k, v]) => option(k, k === 'weight' && M.weight ? `weight for ${M.weightOf}` : v, k === 'weight' && !M.weight || k === 'gain' && !second())));
     }
     control('order').value = state.order; control('per').value = state.per;
@@ -406,7 +410,7 @@ function mount(root, source, link = null) {
   function failed(text) {                                    // nothing of the asked-for clip and layer can be shown
     shown = null; layers = null; play(false);
     if (link) link.set(state);
-    root.classList.add('failed'); root.removeAttribute('aria-busy');
+    root.classList.add('failed'); root.removeAttribute('aria-busy'); usable(false);
     complain(text); control('clip').value = state.clip; control('layer').value = state.layer;
     root.dataset.state = JSON.stringify(state);
   }
