@@ -11,7 +11,7 @@ from conftest import refused
 from torch import nn
 
 from moddist.backbones import VideoStream
-from moddist.cam import cam, cam_figure, difference, energy_inside, plot_cam, shares, touched, upsample
+from moddist.cam import cam, cam_figure, difference, energy_inside, joint_cam, plot_cam, shares, touched, upsample
 from moddist.core import ModelError, seed_all
 from moddist.layout import SeriesStream, SkeletonStream
 from moddist.losses import cross_entropy
@@ -298,6 +298,9 @@ def test_a_swin_keeps_the_place_in_its_middle_stages_only(swin):
     for tap in ('stage2', 'stage3'):
         found, other, area = inside[tap]
         assert found > 1.5*area and found > .58 and other < area, inside
+    m = joint_cam(net, x, target=y, taps=('stage2', 'stage3'))
+    assert energy_inside(m, coloured, True).mean() >= .7 and energy_inside(m, plain, True).mean() < .24, 'both stages agree on the square'
+    assert (energy_inside(m, coloured, True) > .5).float().mean() > .9, 'clip by clip'
     found, other, area = inside['stage4']
     assert abs(found - area) < .08 and abs(other - area) < .08, inside
 
