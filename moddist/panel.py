@@ -109,7 +109,7 @@ class TrainingPanel(Callback):
         if where not in ('auto', 'notebook', 'terminal', 'off'): raise ModelError(f'where={where!r}: expected auto, notebook, terminal or off')
         self.where, self.clip, self.tap, self.channel, self.file = where, clip, tap, channel, file
         self.history, self.maps, self.steps = [], None, {} # steps: name -> (history, maps)
-        self._step, self._within, self._bar, self._said, self._live = '', None, None, None, None
+        self._fit_name, self._within, self._bar, self._said, self._live = '', None, None, None, None
 
     @property
     def log(self)->pd.DataFrame: return pd.DataFrame(self.history) # one row per epoch: epoch (1, 2, ...), train_..., valid_...
@@ -119,7 +119,7 @@ class TrainingPanel(Callback):
     ): # plotly Figure
         "What was seen, as one figure; `DataError` for a step that was not watched"
         if step is not None and step not in self.steps: raise DataError(f'no step {step!r} was watched; expected one of {", ".join(self.steps) or "none yet"}')
-        step = self._step if step is None else step
+        step = self._fit_name if step is None else step
         history, maps = self.steps.get(step, ((), None))
         return panel_figure(pd.DataFrame(history), maps, name=step, **options)
 
@@ -151,7 +151,7 @@ class TrainingPanel(Callback):
         row = {('' if k.startswith(('train_', 'valid_')) else 'valid_') + k: float(v) for k, v in seen if isinstance(v, (int, float))}
         row = dict(epoch=self.epoch + 1) | {k: float(v)/self._clips for k, v in self._sums.items()} | row
         self.history.append(row | (self._look() if self._look else {}))
-        self.steps[self._step] = self.history, self.maps
+        self.steps[self._fit_name] = self.history, self.maps
         self._show(last=False)
 
     def after_fit(self):
@@ -191,7 +191,7 @@ def _compare(self:TrainingPanel, rows, teacher, signals, name, tap):
 @patch
 def _enter(self:TrainingPanel, recipe):
     "A fit of its own gets an output of its own; the steps of one recipe share one"
-    self._step, within = (recipe.step, recipe.bar) if recipe else ('', None)
+    self._fit_name, within = (recipe.step, recipe.bar) if recipe else ('', None)
     if within is None or within is not self._within: self.steps, self._said = {}, None
     self._within = within
 
