@@ -1,6 +1,9 @@
 """Shared by all tests: where real data lies, and settings that no user file can change."""
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +41,26 @@ def refused(call, *words, kind=DataError):
     assert text and '\n' not in text
     for w in words: assert str(w) in text, text
     return text
+
+
+KILLED = '''import importlib, os, pickle, signal, sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from moddist import runs
+recipe, df, c, only, last = pickle.loads(Path(sys.argv[1], 'told.pkl').read_bytes())
+was, seen = runs.RecipeBar.after_batch, 0
+def after_batch(self):
+    global seen
+    was(self); seen += self.training
+    if seen == last: os.kill(os.getpid(), signal.SIGKILL)
+runs.RecipeBar.after_batch = after_batch
+importlib.import_module(recipe).run(df, Path(sys.argv[1], 'run'), c, only=only)
+'''
+
+
+def killed(folder, recipe, df, c, only, batch):
+    "Run a recipe (module with `run`) in a process that gets SIGKILL after so many training batches; the folder of the run it left"
+    (folder/'told.pkl').write_bytes(pickle.dumps((recipe, df, c, only, batch)))
+    with open(folder/'log', 'wb') as log: child = subprocess.run([sys.executable, '-c', KILLED, folder], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    assert child.returncode == -signal.SIGKILL, (folder/'log').read_text()
+    return folder/'run'

@@ -1,9 +1,6 @@
 "Students of several teachers: what is held out, what is learned, what is written, what survives a kill, and what precision and accumulation change"
 import os
 import random
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -12,7 +9,7 @@ import torch
 from fastai.callback.core import Callback
 from torch import nn
 
-from conftest import real_data, refused
+from conftest import killed, real_data, refused
 from moddist import store, synthetic
 from moddist.core import ModelError, read_json, seed_all
 from moddist.data import clip_dls, test_dl
@@ -242,29 +239,11 @@ def test_two_heads_from_the_settings_to_the_predictions(clips, tmp_path):
 
 # ---------------------------------------------------------------- killed
 
-CODE = '''import os, signal, sys, pandas as pd, torch
-torch.set_num_threads(1)
-from moddist import runs, radevski
-was, seen, last = runs.RecipeBar.after_batch, 0, int(sys.argv[3])
-def after_batch(self):
-    global seen
-    was(self); seen += self.training
-    if seen == last: os.kill(os.getpid(), signal.SIGKILL)
-runs.RecipeBar.after_batch = after_batch
-tiny = dict({'class': 'SmallStream'}, width=4)
-c = radevski.Radevski2023(epochs=2, student_epochs=3, bs=10, crop=32, weighting='held-out', group='', streams=dict(rgb=tiny, depth=tiny))
-radevski.run(pd.read_pickle(sys.argv[1]), sys.argv[2], c, only=['student'])
-'''
-
-
 def test_sigkill_while_the_student_learns(clips, whole, tmp_path):
     "In the middle of a batch of a later epoch; the next call ends with the same weights and the same log, and the ensemble is the one that taught before"
     out, reference, _ = whole
-    clips.to_pickle(tmp_path/'index.pkl')
     last = 2*2*5 + random.Random(7).randrange(7, 18)                                                       # the teachers take 2 epochs of 5 batches each, the student 3 of 6
-    with open(tmp_path/'log', 'wb') as log:
-        child = subprocess.run([sys.executable, '-c', CODE, tmp_path/'index.pkl', tmp_path/'run', str(last)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    assert child.returncode == -signal.SIGKILL, (tmp_path/'log').read_text()
+    killed(tmp_path, 'moddist.radevski', clips, C, ['student'], last)
     assert (tmp_path/'run'/'ensemble'/'record.json').is_file() and not (tmp_path/'run'/'student'/'record.json').is_file() and (tmp_path/'run'/'student'/'checkpoint.safetensors').is_file()
     again = run(clips, tmp_path/'run', C, only=['student'])
     for n in ALL[:4]:

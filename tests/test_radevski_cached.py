@@ -1,23 +1,19 @@
 "A recipe whose student looks its teachers up: the same student, one cache for several, a kill in between, and folders of before the setting existed"
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import refused
-from fastai.callback.core import Callback
+from conftest import killed, refused
 
 from moddist import synthetic
 from moddist.core import ModelError, read_json, write_json
 from moddist.data import test_dl
-from moddist.distill import DistillCallback
 from moddist.ensemble import Ensemble
 from moddist.evaluate import evaluate_run, predict
 from moddist.radevski import Radevski2023, radevski2023, run
 from moddist.runs import loaders, reading
+from test_cache import Compare
 
 torch.set_num_threads(1)
 TINY = dict({'class': 'SmallStream'}, width=4)
@@ -39,16 +35,6 @@ def runs(clips, tmp_path_factory):
 
 def record(out, name): return read_json(out/name/'record.json')
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-class Listen(Callback):
-    "The largest difference between what the student was told and what the teachers would have said"
-    order = DistillCallback.order + 1
-    def __init__(self, live): self.live, self.gap, self.batches = live, 0., 0
-    def after_pred(self):
-        d = self.learn.distill
-        self.gap = max(self.gap, (d._taught.logits - self.live.teach(d._privileged, self.learn.y, d)).abs().max().item())
-        self.batches += 1
 
 
 def student_of(models, df, c, cache, cbs=()):
@@ -78,7 +64,7 @@ def test_another_student_finds_the_answers(clips, runs, tmp_path, change):
     cache = shutil.copytree(out/'cache', tmp_path/'cache')
     files, c, e = sorted(cache.iterdir()), replace(CACHED, **change), models['ensemble'].ensemble
     before = [f.stat().st_mtime_ns for f in files]
-    listen = Listen(Ensemble(*e.streams, weights='per-sample' if 'tau' in change else e.weights, temperatures=e.temperatures))
+    listen = Compare(Ensemble(*e.streams, weights='per-sample' if 'tau' in change else e.weights, temperatures=e.temperatures))
     log = student_of(models, clips, c, cache, [listen]).distill.teacher.log
     assert sum(p['misses'] for p in log) == 0 < sum(p['hits'] for p in log) and len(log) == 8
     assert listen.gap <= 1e-5 and listen.batches == 4*(6 + 3)
@@ -87,28 +73,11 @@ def test_another_student_finds_the_answers(clips, runs, tmp_path, change):
     assert [p['misses'] for p in log] == [60, 0]                                                           # other draws are other questions; validation has none
 
 
-CODE = '''import os, signal, sys, pandas as pd, torch
-torch.set_num_threads(1)
-from moddist import runs, radevski
-was, seen, last = runs.RecipeBar.after_batch, 0, int(sys.argv[3])
-def after_batch(self):
-    global seen
-    was(self); seen += self.training
-    if seen == last: os.kill(os.getpid(), signal.SIGKILL)
-runs.RecipeBar.after_batch = after_batch
-tiny = dict({'class': 'SmallStream'}, width=4)
-c = radevski.Radevski2023(epochs=1, student_epochs=4, bs=10, crop=32, clip_len=4, weighting='held-out', group='', streams=dict(rgb=tiny, depth=tiny), slots=2, jitter=False, cached=True)
-radevski.run(pd.read_pickle(sys.argv[1]), sys.argv[2], c, only=['student'])
-'''
-
-
 def test_a_cached_run_goes_on_after_sigkill(clips, runs, tmp_path):
     "Killed in a batch of the second epoch; weights, log and answers are those without the kill"
     out, reference = runs['cached']
-    clips.to_pickle(tmp_path/'index.pkl')
     last = 2*5 + 6 + 3                                                                                     # batches of the teachers, of one epoch of the student, and three more
-    child = subprocess.run([sys.executable, '-c', CODE, tmp_path/'index.pkl', tmp_path/'run', str(last)], stdin=subprocess.DEVNULL, capture_output=True)
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    killed(tmp_path, 'moddist.radevski', clips, CACHED, ['student'], last)
     assert (tmp_path/'run'/'student'/'checkpoint.safetensors').is_file() and len(list((tmp_path/'run'/'cache').iterdir())) == 1
     again = run(clips, tmp_path/'run', CACHED, only=['student'])
     assert same(again['student'].state_dict(), reference['student'].state_dict()) and record(tmp_path/'run', 'student')['history'] == record(out, 'student')['history']

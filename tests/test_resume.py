@@ -1,12 +1,10 @@
 """A killed training goes on where it was and ends with the weights it would have had anyway."""
 import json
 import random
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
+from conftest import killed
 from fastai.callback.core import Callback
 
 from moddist import synthetic
@@ -22,21 +20,6 @@ STEPS = ('rgb', 'depth', 'rgb+depth', 'hallucination', 'rgb+hallucination')
 C = Garcia2018(epochs=2, long=1., fine=1., distil=1.5)
 BATCHES = 3                                                             # per epoch of the set below
 TOTAL = BATCHES*(2 + 2 + 2 + 3 + 2)
-
-CODE = '''import os, signal, sys, pandas as pd, torch
-torch.set_num_threads(1)
-from moddist import recipes, runs
-seen, last = 0, int(sys.argv[3])
-was = runs.RecipeBar.after_batch
-def after_batch(self):
-    global seen
-    was(self); seen += self.training
-    if seen == last: os.kill(os.getpid(), signal.SIGKILL)
-runs.RecipeBar.after_batch = after_batch
-from dataclasses import replace
-c = recipes.Garcia2018(epochs=2, long=1., fine=1., distil=1.5)
-recipes.run(pd.read_pickle(sys.argv[1]), sys.argv[2], c, only=['rgb+hallucination'])
-'''
 
 
 @pytest.fixture(scope='module')
@@ -64,9 +47,7 @@ def test_the_numbers_above(clips, whole):
 def test_sigkill_at_any_iteration(clips, whole, tmp_path, iteration):
     "The process is gone in the middle of a batch; the next call ends with the same weights, the same logs and no leftovers"
     out, reference = whole
-    clips.to_pickle(tmp_path/'index.pkl')
-    child = subprocess.run([sys.executable, '-c', CODE, tmp_path/'index.pkl', tmp_path/'run', str(iteration)], capture_output=True)
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    killed(tmp_path, 'moddist.recipes', clips, C, ['rgb+hallucination'], iteration)
     lost = [s for s in STEPS if not (tmp_path/'run'/s/'record.json').is_file()]
     assert lost
     again = run(clips, tmp_path/'run', C, only=['rgb+hallucination'])
