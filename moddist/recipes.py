@@ -77,15 +77,9 @@ def _hallucinate(c, m, dls):
     cb = DistillCallback(Teacher(source), terms, hard=c.hard, student=(_key(c.student),), inputs=(_key(c.teacher),))
     return _learner(c, dls, copy.deepcopy(source), cbs=[cb])
 
-def _ensemble_student(c, m, dls, tau=3.):
-    "One fresh stream taught by the averaged logits of both step-1 streams, soft labels only (after Radevski et al. 2022)"
-    cb = DistillCallback(Teacher(m[c.student], m[c.teacher]), [Term('kd', 1., lambda s, t, y: kd_loss(s.logits, t.logits, tau))],
-                         hard=0., student=(_key(c.student),), inputs=(_key(c.student), _key(c.teacher)))
-    return _learner(c, dls, _stream(c, dls), cbs=[cb])
-
-def _self_student(c, m, dls, tau=3.):
-    "One fresh stream taught by the RGB baseline's own scores, on clips without labels too, and by the labels where there are any"
-    cb = DistillCallback(Teacher(m[f'{c.student}+{c.student}']), [Term('kd', 1., lambda s, t, y: kd_loss(s.logits, t.logits, tau))], hard=1., student=(_key(c.student),), inputs=(_key(c.student),))
+def _taught(c, dls, teacher, inputs, hard=0., tau=3.):
+    "One fresh stream taught by averaged logits (after Radevski et al. 2022), and by labels where `hard` is above 0"
+    cb = DistillCallback(teacher, [Term('kd', 1., lambda s, t, y: kd_loss(s.logits, t.logits, tau))], hard=hard, student=(c.student,), inputs=inputs)
     return _learner(c, dls, _stream(c, dls), cbs=[cb])
 
 def _mean(a, b): return lambda m: TwoStream(copy.deepcopy(m[a]), copy.deepcopy(m[b]), 'none')
@@ -129,8 +123,8 @@ def garcia2018(
         Step(f'{S}+hallucination-mean', 0, (s,), (s,), 0, _mean(S, 'hallucination'), (S, 'hallucination')),
         Step(f'{S}+hallucination', 4, (s,), (s,), few, lambda m, dls: _learner(c, dls, _pair(c, m, S, 'hallucination'), c.fine_lr), (S, 'hallucination')),
         *_ensemble(s, alone, f'{S}-long', f'{S}+{S}', max(1, round(c.long*E))),
-        Step('student', 0, (s, t), (s,), max(1, round(c.distil*E)), lambda m, dls: _ensemble_student(c, m, dls), (S, D), pairs),
-        *(_ensemble(s, lambda m, dls: _self_student(c, m, dls), f'{S}-self', f'{S}+{S}-self', max(1, round(c.distil*E)), (f'{S}+{S}',), lambda df: loaders(plain, df, (s,), unlabelled=True)) if c.unlabelled else []),
+        Step('student', 0, (s, t), (s,), max(1, round(c.distil*E)), lambda m, dls: _taught(c, dls, Teacher(m[S], m[D]), (S, D)), (S, D), pairs),
+        *(_ensemble(s, lambda m, dls: _taught(c, dls, Teacher(m[f'{S}+{S}']), (S,), hard=1.), f'{S}-self', f'{S}+{S}-self', max(1, round(c.distil*E)), (f'{S}+{S}',), lambda df: loaders(plain, df, (s,), unlabelled=True)) if c.unlabelled else []),
         *(_ensemble(s, alone, f'{S}-saturated', f'{S}+{S}-saturated', round(c.saturate*E)) if c.saturate else [])]
     return [replace(step, fit=partial(fit, warmup=c.warmup)) for step in steps]
 
