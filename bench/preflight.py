@@ -1,12 +1,15 @@
 """Does the preflight score rank settings as the expensive training does?
 
     OMP_NUM_THREADS=1 nice -n 5 python bench/preflight.py            # about 30 minutes of one core
+    python bench/preflight.py --apart --data-seeds 301 302 303       # does it tell the three settings of the evidence apart? Step 1 only, 4 minutes per data seed
 
 Twelve variants of the embedded set differ in what the privileged signal knows: the plain ball set, fewer training subjects, no ball, a depth that is noisy, full of holes, often blank,
 frozen in time, of another clip, a 'depth' that is the same RGB again, and subsets of the classes. In each, the two streams of step 1 are trained with a reduced budget and looked at on five
 held-out subjects who are neither trained on nor tested on, beside a second RGB stream; that gives the predicted gain. Then the rest of the recipe and the baseline of two long RGB
 streams are trained with the same budget, and their difference on the test subjects is the realised gain. (Beside it, the gain over the single RGB stream of step 1, an easier question.)
 Resumable: every step is a file in --runs. One training seed and one data seed: this measures the ranking over settings, not the noise of one of them.
+
+With --apart: full supervision (A), few labels beside unlabelled pairs (B) and the counter-example (C), each with the budget of its evidence, on rendered sets that serve for nothing else.
 """
 import argparse
 import shutil
@@ -14,6 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+
+from machine import command
 
 HERE = Path(__file__).resolve().parent
 # name: (objects, training subjects, what is done to the depth, motions kept)
@@ -125,6 +130,27 @@ def score(name, df, out, rows, peer):
                 seconds=round(sum(read_json(f)['seconds'] for f in out.glob('*/record.json'))))
 
 
+# name: (objects, labelled subjects, subjects without labels, E), as in bench/evidence.py and bench/ablation.py --few-labels
+APART = {'A: full supervision': (True, 8, 0, 40), 'B: few labels, many pairs': (True, 4, 12, 60), 'C: counter-example': (False, 4, 0, 70)}
+
+
+def apart(args):
+    "Step 1 of the three settings, twice for the second student, and what the preflight says; five other people are looked at"
+    from moddist import synthetic
+    from moddist.preflight import preflight_run
+    from moddist.recipes import Garcia2018, run
+    for d in args.data_seeds:
+        for name, (objects, train, pairs, epochs) in APART.items():
+            root = Path(args.runs)/f'apart-{d}-{name[0]}'
+            synthetic.make(root/'data', seed=d, objects=objects, train=train, unlabelled=pairs, test=5, skeletons=False, workers=1)
+            df = synthetic.index(root/'data').assign(split=lambda t: t.split.replace('test', 'held'))
+            c = Garcia2018(epochs=epochs, seed=args.seed, unlabelled=pairs > 0)
+            run(df, root/'run', c, only=['rgb', 'depth'])
+            run(df, root/'peer', replace(c, seed=c.seed + 1), only=['rgb'])
+            p = preflight_run(root/'run', df, 'held', peer=root/'peer')
+            yield dict(setting=name, data_seed=d, verdict=p.verdict, case=p.case, pairs=p.pairs, labelled=int((df.split == 'train').sum()), n_held=p.n, interval=[round(100*x, 2) for x in p.interval], scores={k: round(float(v), 4) for k, v in p.scores.items()})
+
+
 def correlations(rows, against):
     "Spearman's rank correlation with the realised gain: of the score, and of its parts and rivals for comparison"
     from scipy.stats import spearmanr
@@ -144,12 +170,22 @@ def main():
     p.add_argument('--runs', default='runs/preflight')
     p.add_argument('--only', nargs='*', default=list(SETTINGS), help='settings')
     p.add_argument('--train-only', action='store_true', help='no scores')
-    p.add_argument('--out', default=HERE/'results'/'preflight.json')
+    p.add_argument('--apart', action='store_true', help='tell the three settings of the evidence apart')
+    p.add_argument('--data-seeds', type=int, nargs='+', default=[301, 302, 303], help='of --apart')
+    p.add_argument('--out', default=None, help='summary file')
     args = p.parse_args()
     import torch
     from moddist.core import write_json
     from moddist.runs import environment
     torch.set_num_threads(1)
+    args.out = args.out or HERE/'results'/f'preflight{"-apart"*args.apart}.json'
+    if args.apart:
+        rows = []
+        for r in apart(args):
+            rows.append(r)
+            print(f'{r["data_seed"]} {r["setting"]:26} {r["verdict"]:8} {r["case"]:14} {r["pairs"]:4} pairs', flush=True)
+            write_json(Path(args.out), dict(command=command(), environment=environment(), budget={k: v[3] for k, v in APART.items()}, rows=rows))
+        return
     rows = []
     for name in args.only:
         df, out, c, test = train(args, name)

@@ -211,7 +211,7 @@ def _by_class(rights, labels, classes):
 _MEANING = dict(
     predicted='predicted gain: headroom x transferable share', headroom='both sensors, logits averaged, less the student side', share='transferable share: teacher\'s logits explained by student\'s features',
     student='accuracy of the student', teacher='accuracy of the teacher', ensemble='accuracy of two students averaged (of one, without a peer)', fused='accuracy of both, logits averaged', oracle='one of the two is right',
-    fusion_gain='fused less student', oracle_gain='oracle less student', kappa='do they fail together? 1 always, 0 by chance', mcnemar_p='is one of them better?',
+    fusion_gain='fused less student', student_adds='fused less teacher', oracle_gain='oracle less student', kappa='do they fail together? 1 always, 0 by chance', mcnemar_p='is one of them better?',
     teacher_ece='calibration error of the teacher after temperature', teacher_temperature='its temperature', complement='I(teacher answer; label | student answer), nats over its null', complement_p='of the same, by permutation',
     mi_student_label='I(student; label), nats over its null', mi_teacher_label='I(teacher; label), nats over its null', mi_teacher_student='I(teacher; student), nats over its null', mi_teacher_student_p='of the same, by permutation',
     cch_margin='I(teacher; student) - I(student; label): above 0 the hypothesis expects a gain', cka='linear CKA of the features, unbiased')
@@ -225,17 +225,18 @@ def _scores(S, T, peer, groups, dims, permutations, seed):
     c, _, cp = _complement(t.logits.argmax(1).numpy(), y, s.logits.argmax(1).numpy(), permutations, seed)
     error, warm = _teacher_ece(t, seed)
     return rights, o['table'], dict(headroom=acc['fused'] - max(acc['baseline'], acc['student']), share=_share(S, T, groups, 5, seed), student=acc['student'], teacher=acc['teacher'], ensemble=acc['baseline'], fused=acc['fused'],
-        oracle=o['oracle'], fusion_gain=acc['fused'] - acc['student'], oracle_gain=o['oracle'] - acc['student'], kappa=o['kappa'], mcnemar_p=o['mcnemar_p'], teacher_ece=error, teacher_temperature=warm, complement=c, complement_p=cp,
+        oracle=o['oracle'], fusion_gain=acc['fused'] - acc['student'], student_adds=acc['fused'] - acc['teacher'], oracle_gain=o['oracle'] - acc['student'], kappa=o['kappa'], mcnemar_p=o['mcnemar_p'], teacher_ece=error, teacher_temperature=warm, complement=c, complement_p=cp,
         **{f'mi_{k}': v[0] for k, v in info.items()}, mi_teacher_student_p=info['teacher_student'][2], cch_margin=info['teacher_student'][0] - info['student_label'][0], cka=linear_cka(S.features, T.features))
 
 # %% ../nbs/05e_preflight.ipynb #0d6e0a96
-def _verdict(v, lo, hi, min_gain):
-    "The rules of the table above"
+def _verdict(v, lo, hi, own, min_gain):
+    "Verdict and case by the rules of the table above; own = lower end of fused less teacher"
     adds = v['complement_p'] <= .05
-    if hi < min_gain or (not adds and lo <= 0): return 'no-go'
-    return 'go' if lo > 0 and adds and v['predicted'] >= min_gain else 'unclear'
+    if hi < min_gain or (not adds and lo <= 0): return 'no-go', 'redundant'
+    case = 'redundant' if lo <= 0 else 'dominant' if own <= 0 else 'complementary'
+    return 'go' if case == 'complementary' and adds and v['predicted'] >= min_gain else 'unclear', case
 
-def _reasons(v, lo, hi, min_gain, peer, best):
+def _reasons(v, lo, hi, min_gain, peer, best, case, pairs):
     "Why, in sentences"
     yes = lambda x: '' if x else 'not '
     out = [f'With both sensors in hand, averaging gains {_points(v["headroom"])} points over {"two students" if peer else "one student"} (95 % interval {_points(lo)} to {_points(hi)}): about the most a hallucination can bring.',
@@ -243,6 +244,8 @@ def _reasons(v, lo, hi, min_gain, peer, best):
            f'{100*v["share"]:.0f} % of the variance of the teacher\'s logits can be read off the student\'s features on clips not used for it' + (', which is little: RGB shows hardly a trace.' if v['share'] < .1 else '.'),
            f'Predicted gain {_points(v["predicted"])} points; asked for: {_points(min_gain)}.',
            f'Complementarity hypothesis: I(teacher; student) {v["mi_teacher_student"]:.2f} against I(student; label) {v["mi_student_label"]:.2f} nats, {"a gain is expected" if v["cch_margin"] > 0 else "no gain is expected"}.']
+    if case == 'dominant': out.insert(1, f'Fusing is not shown to beat the teacher alone ({_points(v["student_adds"])} points): there is nothing to complete, a hallucination would have to replace a better sensor.')
+    if pairs: out.append(f'{pairs} clips without labels have both signals: unlabelled=True lets the teacher teach on them too, worth most where labels are few.')
     if best is not None and best.gain > 2*best.se: out.append(f'It would help most on {best["class"]!r}: {_points(best.gain)} points.')
     if not peer: out.append('No second student was given: the headroom includes what any second stream would bring.')
     if v['teacher_ece'] > .1: out.append(f'The teacher stays badly calibrated after temperature scaling (ECE {100*v["teacher_ece"]:.0f} %): its soft labels mislead.')
@@ -260,8 +263,10 @@ class Preflight:
     classes:pd.DataFrame # class, n, student, teacher, fused, gain, se; the class that would gain most first
     n:int # clips looked at
     names:tuple[str, str]=('student', 'teacher')
+    case:str='complementary' # 'complementary' | 'dominant': fusing does not beat the teacher alone | 'redundant': nor, for sure, the student
+    pairs:int=0 # clips without labels that have both signals
 
-    def __str__(self): return '\n'.join([f'{self.verdict.upper()}: predicted gain {_points(self.scores["predicted"])} points, from {self.n} held-out clips', *(f'  {r}' for r in self.reasons)])
+    def __str__(self): return '\n'.join([f'{self.verdict.upper()}: predicted gain {_points(self.scores["predicted"])} points, {self.case}, from {self.n} held-out clips', *(f'  {r}' for r in self.reasons)])
 
     def table(self)->pd.DataFrame: # score, value, meaning
         "Every score with what it means"
@@ -284,6 +289,7 @@ def preflight(
     permutations:int=200, # of every null
     seed:int=0, # of permutations, folds and resamples
     names:tuple[str, str]=('student', 'teacher'), # for titles
+    pairs:int=0, # clips without labels that have both signals and could be trained on
 )->Preflight:
     "Will a hallucination of the teacher's signal help this student? `DataError` when the clips are not the same, or too few"
     _same_clips(student.predictions, teacher.predictions, 'the teacher')
@@ -292,10 +298,11 @@ def preflight(
     if groups is not None and (len(groups) != len(student.predictions) or len(set(groups)) < 2): raise DataError(f'{len(groups)} group names of {len(set(groups))} groups for {len(student.predictions)} clips: expected one per clip, two groups or more')
     rights, errors, v = _scores(student, teacher, peer, groups, dims, permutations, seed)
     better = rights['student'] if v['student'] > v['ensemble'] else rights['baseline']
-    lo, hi = _bootstrap((rights['fused']*1. - better)[:, None], groups, 2000, seed)[:, 0]
+    (lo, own), (hi, _) = _bootstrap(rights['fused'][:, None]*1. - np.stack([better, rights['teacher']], 1), groups, 2000, seed)
     v['predicted'] = max(v['headroom'], 0)*v['share']
     table = _by_class(rights, student.predictions.labels.numpy(), classes)
-    return Preflight(_verdict(v, lo, hi, min_gain), _reasons(v, lo, hi, min_gain, peer, table.iloc[0]), v, (float(lo), float(hi)), errors, table, len(rights['fused']), names)
+    verdict, case = _verdict(v, lo, hi, own, min_gain)
+    return Preflight(verdict, _reasons(v, lo, hi, min_gain, peer, table.iloc[0], case, pairs), v, (float(lo), float(hi)), errors, table, len(rights['fused']), names, case, pairs)
 
 # %% ../nbs/05e_preflight.ipynb #e003461e
 _C = dict(student=OKABE_ITO['blue'], teacher=OKABE_ITO['orange'], fused=OKABE_ITO['green'])
@@ -363,7 +370,8 @@ def preflight_run(
     second = see(Path(peer), names[0], c.student).predictions if peer else None
     groups = held.subject.tolist() if 'subject' in held and held.subject.nunique() > 1 else None
     classes = [str(a) for a in df.drop_duplicates('label').sort_values('label').action]
-    return preflight(student, teacher, second, **dict(groups=groups, classes=classes, names=names) | options)
+    pairs = int(df[df.split == 'unlabelled'][list(names)].notna().all(axis=1).sum())
+    return preflight(student, teacher, second, **dict(groups=groups, classes=classes, names=names, pairs=pairs) | options)
 
 def _step(out, name):
     "Model of a finished step"

@@ -94,7 +94,7 @@ def hold_out(
     seed:int=0, # of the choice
     labels:Sequence[str]=('label',), # columns with classes
 )->pd.DataFrame: # a copy in which some rows of 'train' have the split 'held-out'
-    "Take whole groups out of the training split; `DataError` when a class or the last group would go with them"
+    "Take whole groups out of the training split, but no class's only clips; `DataError` when the last group would go, or nothing can"
     train, r = df[df.split == 'train'], rng('hold out', seed)
     if group in df and train[group].notna().all():
         names = sorted(train[group].unique(), key=str)
@@ -103,8 +103,8 @@ def hold_out(
         out = train.clip_id[train[group].isin([names[i] for i in r.permutation(len(names))[:n]])]
     else: out = pd.concat([g.clip_id.iloc[r.permutation(len(g))[:round(share*len(g))]] for _, g in train.groupby(labels[0])])
     kept = train[~train.clip_id.isin(out)]
-    for c in labels:
-        if lost := sorted(set(train[c]) - set(kept[c])): raise DataError(f'holding out {len(out)} clips leaves none with {c} {lost[0]} to train on; lower held_out, or set group="" to hold out single clips')
+    others = train[list(labels)].isin({c: kept[c].tolist() for c in labels}).all(axis=1) # show classes that are still trained on
+    if share and not (out := out[out.isin(train.clip_id[others])]).size: raise DataError(f'share={share:g} of {len(train)} training clips holds none out without losing a class; raise held_out, or leave it 0 with weighting="uniform" or "per-sample"')
     return df.assign(split=df.split.mask(df.clip_id.isin(out), 'held-out'))
 
 # %% ../nbs/03g_radevski.ipynb #89c602ea
@@ -291,9 +291,16 @@ def _fresh(c, dls):
     for dl in dls.loaders: dl.rng = random.Random(c.seed)
     return stream_for(c, dls, c.student)
 
+def _asked(c, dls, teacher, inputs, cache):
+    "The teacher with all its answers known, and loaders of the same clips that read the student's signal only"
+    how = c.precision or settings().precision
+    known = CachedTeacher(teacher, cache, c.slots, exact=True).to(dls.device)
+    with autocast(dls.device.type, dict(fp16=torch.float16, bf16=torch.bfloat16).get(how), enabled=how != 'fp32'): known.fill(dls, inputs)
+    return known, loaders(c, pd.DataFrame([*dls.train.dataset.items, *dls.valid.dataset.items]), (c.student,))
+
 def _taught(c, dls, teacher, inputs, cache):
     "A fresh student that listens to an ensemble, or to what it is known to say"
-    if c.cached: teacher = CachedTeacher(teacher, cache, c.slots, exact=True)
+    if c.cached: (teacher, dls), inputs = _asked(c, dls, teacher, inputs, cache), ()
     term = kd_term(c.lambda_kd, c.tau, _pairs(c), c.action_weights)
     return _learner(c, dls, _fresh(c, dls), [DistillCallback(teacher, [term], hard=c.lambda_gt, student=(signal(c.student).key,), inputs=inputs)])
 

@@ -103,11 +103,18 @@ def test_single_clips_are_held_out_of_every_class():
     assert held.label.value_counts().to_dict() == {0: 5, 1: 5, 2: 5} and held.subject.nunique() > 4
 
 
-def test_nothing_is_held_out_that_would_be_lost():
+def test_no_class_loses_its_only_clips():
+    "A long tail in two heads: what only the held-out people show stays in training, the rest of their clips is held out"
     refused(lambda: hold_out(people(1), .2), 'nobody is left', 'group=""')
     only = people(4).assign(label=lambda d: (d.subject == 2).astype(int))
     seed = next(s for s in range(50) if 2 in set(hold_out(people(4), .25, seed=s).query('split == "held-out"').subject))
-    refused(lambda: hold_out(only, .25, seed=seed), 'none with label 1', 'group=""')
+    refused(lambda: hold_out(only, .25, seed=seed), 'holds none out without losing a class')
+    tail = people(10).assign(verb=lambda d: d.label.mask(d.clip_id.isin(['p0c0', 'p3c1']), 7), noun=lambda d: [f'{p}' if k == 5 else 'cup' for p, k in zip(d.subject, d.groupby('subject').cumcount())])
+    for group in ('subject', ''):
+        d = hold_out(tail, .3, group, labels=('verb', 'noun'))
+        held, train = d[d.split == 'held-out'], d[d.split == 'train']
+        assert set(train.verb) == {0, 1, 2, 7} and len(set(train.noun)) == 11 and 10 <= len(held) <= 18
+        assert group == '' or all(len(g) in (4, 5) for _, g in held.groupby('subject')) and held.subject.nunique() == 3
 
 
 def test_teachers_never_see_held_out_clips_and_the_student_sees_all(clips, whole):
