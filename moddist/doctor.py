@@ -515,7 +515,7 @@ def _figure(report:Report): # plotly.graph_objects.Figure
         fig.add_bar(y=g.check, x=g.faults, orientation='h', name=f'{name or "index"}, {severity}', marker=shade, text=g.faults, textposition='auto', textangle=0, customdata=np.c_[g.first_clip, g.example],
                     hovertemplate='%{y}: %{x}<br>%{customdata[0]} %{customdata[1]}<extra>%{fullData.name}</extra>')
     fig.update_layout(barmode='stack', showlegend=True, template='plotly_white', height=140 + 32*max(1, len(checks)), width=760, legend=dict(traceorder='normal'), margin=dict(l=10, r=10, t=50, b=40),
-                      title=dict(text=report.summary(), font_size=13), xaxis=dict(title='faults', rangemode='tozero'),
+                      title=dict(text=report.summary(), font_size=13), xaxis=dict(title='faults', rangemode='tozero', dtick=1 if t.groupby('check').faults.sum().max() < 10 else None),
                       yaxis=dict(categoryorder='array', categoryarray=checks[::-1], automargin=True))
     return fig
 

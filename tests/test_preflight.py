@@ -1,9 +1,11 @@
 """Preflight: every estimator against a value worked out by other means, the verdict on worlds whose answer is known, and a run on a tiny rendered set."""
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from moddist import synthetic
@@ -158,6 +160,23 @@ def test_a_teacher_that_completes_the_student():
     assert str(p).startswith('GO') and 'No second student' in str(p)
 
 
+def test_a_teacher_that_the_student_cannot_complete():
+    "Better than the student everywhere, and no better with it: not a go, however large the headroom; a teacher that RGB does complete stays one"
+    S, T = world()
+    six = 4*np.eye(6)[S.predictions.labels] + np.random.default_rng(7).normal(size=(300, 6))
+    master = Look(Predictions(torch.tensor(six).float(), S.predictions.labels, S.predictions.clip_ids), T.features)
+    p, q = short(S, master), short(S, T)
+    assert (p.verdict, p.case) == ('unclear', 'dominant') and p.scores['student_adds'] <= .01 and p.interval[0] > .1 and p.scores['predicted'] > .01
+    assert p.scores['student_adds'] == pytest.approx(p.scores['fused'] - p.scores['teacher']) and 'to beat the teacher alone' in str(p) and 'dominant' in str(p)
+    assert (q.verdict, q.case) == ('go', 'complementary') and 'to beat the teacher alone' not in str(q)
+
+
+def test_the_stored_run_tells_the_three_settings_apart():
+    rows = json.loads((ROOT/'bench'/'results'/'preflight-apart.json').read_text())['rows']
+    assert len(rows) == 9 and {r['setting'][0]: (r['verdict'], r['case'], r['pairs']) for r in rows} == dict(A=('go', 'complementary', 0), B=('go', 'complementary', 360), C=('unclear', 'dominant', 0))
+    assert all(len({(r['verdict'], r['case']) for r in rows if r['setting'][0] == k}) == 1 for k in 'ABC')
+
+
 def test_a_teacher_that_knows_nothing(): assert short(*world(teacher=0, traces=0)).verdict == 'no-go'
 
 
@@ -304,6 +323,9 @@ def test_a_run_of_untrained_streams_is_no_go(run):
     p = preflight_run(out, df, permutations=40)
     assert p.verdict in ('no-go', 'unclear') and p.n == 60 and p.names == ('rgb', 'depth') and set(p.classes['class']) == set(df.action) and p.scores['predicted'] < .05
     q = preflight_run(out, df, permutations=40, peer=out)
+    few = df.assign(split=df.split.mask(df.index.isin(df[df.split == 'train'].index[:7]), 'unlabelled'))
+    few.loc[few[few.split == 'unlabelled'].index[:2], 'depth'] = None
+    assert p.pairs == 0 and preflight_run(out, few, permutations=10).pairs == 5, 'clips without labels that have both signals'
     assert q.scores['ensemble'] == q.scores['student'], 'a peer that is the student itself'
 
 
