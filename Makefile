@@ -1,4 +1,4 @@
-# moddist: `make demo` runs the main job on the embedded set, `make test` passes the tests.
+# moddist: `make demo` runs the main job on the embedded set, `make test` passes the tests, `make evidence` repeats what nbs/tutorials/evidence.ipynb shows.
 # Both make .venv on first use and reuse it afterwards. PYTHON=python3.12 make demo chooses the interpreter.
 PYTHON ?= python3
 VENV   := .venv
@@ -7,7 +7,7 @@ OUT    ?= runs/demo
 export OMP_NUM_THREADS ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
-.PHONY: demo test readme clean
+.PHONY: demo test evidence readme clean
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=$${DEMO_THREADS:-2} $(BIN)/moddist demo --out $(OUT)
 
@@ -17,6 +17,24 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python tests/in_sync.py
 	MODDIST_FAST=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest tests
+
+# every record of bench/results that a page quotes, in the order of the page: about a day on two cores, resumable at any point. Recordings of people: make evidence UTD_MHAD=folder URFD=folder
+evidence: $(VENV)/.installed-dev
+	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 101 102 --saturate 7.2
+	$(BIN)/moddist evaluate $(foreach s,0 1 2 3 4,runs/evidence/d101-s$(s)) --groups subject --out bench/results/gap-101.json
+	$(BIN)/moddist evaluate $(foreach s,0 1 2 3 4,runs/evidence/d102-s$(s)) --groups subject --out bench/results/gap-102.json
+	$(BIN)/python bench/ablation.py --seeds 3 --data-seeds 101 102
+	$(BIN)/python bench/stress.py --data-seed 101
+	$(BIN)/python bench/evidence.py --seeds 2 --data-seeds 203 204 --views
+	$(BIN)/python bench/evidence.py --seeds 3 --data-seeds 101 --cross-view
+	$(BIN)/python bench/ablation.py --few-labels --seeds 3 --data-seeds 101 --only no-pairs
+	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 103 --counter-example
+	$(BIN)/python bench/preflight.py
+	$(BIN)/python bench/preflight.py --apart --data-seeds 301 302 303
+	$(if $(UTD_MHAD),$(BIN)/python bench/radevski_evidence.py pose2d --root $(UTD_MHAD) --seeds 3)
+	$(if $(UTD_MHAD),$(BIN)/python bench/radevski_evidence.py utd_mhad --root $(UTD_MHAD) --seeds 3)
+	$(if $(URFD),$(BIN)/python bench/urfd.py --root $(URFD))
+	$(if $(URFD),$(BIN)/python bench/radevski_evidence.py urfd --root $(URFD) --seeds 3)
 
 readme:
 	$(BIN)/python tests/readme.py > README.md

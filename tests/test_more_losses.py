@@ -336,3 +336,18 @@ def test_misuse_is_one_line(call, words):
     with pytest.raises(LossError) as e: call()
     assert words in str(e.value) and '\n' not in str(e.value)
     assert isinstance(e.value, ModdistError) and isinstance(e.value, ValueError)
+
+
+@pytest.mark.parametrize('n, f', [(30, 5), (30, 300)])
+def test_unbiased_cka_against_its_definition(n, f):
+    "Plain loops over the U-statistic of HSIC (Song et al. 2012, eq. 5)"
+    a = np.random.default_rng(12).normal(size=(n, f)); b = a[:, :3] @ np.random.default_rng(13).normal(size=(3, 7)) + np.random.default_rng(14).normal(size=(n, 7))
+    a0, b0 = a - a.mean(0), b - b.mean(0)
+    def hsic(x, y):
+        k, l = x @ x.T, y @ y.T
+        np.fill_diagonal(k, 0); np.fill_diagonal(l, 0)
+        one = np.ones(n)
+        return (np.trace(k @ l) + one @ k @ one*(one @ l @ one)/((n - 1)*(n - 2)) - 2/(n - 2)*(one @ k @ l @ one))/(n*(n - 3))
+    of = lambda x, y: ml.cka(torch.from_numpy(x), torch.from_numpy(y), unbiased=True).item()
+    assert of(a, b) == pytest.approx(hsic(a0, b0)/math.sqrt(hsic(a0, a0)*hsic(b0, b0)))
+    assert of(a, 2*a @ np.linalg.qr(np.random.default_rng(15).normal(size=(f, f)))[0]) == pytest.approx(1)

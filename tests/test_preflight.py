@@ -14,7 +14,7 @@ from moddist.data import test_dl as make_test_dl
 from moddist.evaluate import Predictions, predict
 from moddist.models import SmallStream, save_model
 from moddist.preflight import (Look, _against_null, _bootstrap, _components, _counts_mi, _distances, _explained, _folds, _given, _ksg, _ross, _shuffled_within,
-                               linear_cka, look, overlap, preflight, preflight_run)
+                               look, overlap, preflight, preflight_run)
 from moddist.recipes import Garcia2018
 from moddist.runs import index_hash, loaders
 
@@ -96,20 +96,6 @@ def test_components_are_white_and_survive_constants():
 def test_permutation_p_is_uniform_when_nothing_is_there():
     p = [_against_null(rand(i).normal(), rand(1000 + i).normal(size=99))[2] for i in range(400)]
     assert np.mean(np.array(p) <= .05) == pytest.approx(.05, abs=.03) and min(p) >= .01
-
-
-@pytest.mark.parametrize('n, f', [(30, 5), (30, 300)])
-def test_cka_against_its_definition(n, f):
-    "Plain loops over the U-statistic of HSIC (Song et al. 2012, eq. 5)"
-    a = rand(12).normal(size=(n, f)); b = a[:, :3] @ rand(13).normal(size=(3, 7)) + rand(14).normal(size=(n, 7))
-    a0, b0 = a - a.mean(0), b - b.mean(0)
-    def hsic(x, y):
-        k, l = x @ x.T, y @ y.T
-        np.fill_diagonal(k, 0); np.fill_diagonal(l, 0)
-        one = np.ones(n)
-        return (np.trace(k @ l) + one @ k @ one*(one @ l @ one)/((n - 1)*(n - 2)) - 2/(n - 2)*(one @ k @ l @ one))/(n*(n - 3))
-    assert linear_cka(a, b) == pytest.approx(hsic(a0, b0)/math.sqrt(hsic(a0, a0)*hsic(b0, b0)))
-    assert linear_cka(a, 2*a @ np.linalg.qr(rand(15).normal(size=(f, f)))[0]) == pytest.approx(1)
 
 
 # ---------------------------------------------------------------- the transferable share
