@@ -293,7 +293,7 @@ class Crossing:
 
     def __str__(self):
         say = lambda v: f'above {self.last:g}' if math.isinf(v) else f'{v:.2g}'
-        where = f'does not overtake {self.worse} up to level {self.last:g}' if math.isinf(self.level) else f'overtakes {self.worse} at level {self.level:.2g}'
+        where = f'does not overtake {self.worse} up to level {self.last:g}' if math.isinf(self.level) else f'overtakes {self.worse} at level {self.level:.2g}' if self.level else f'is at least as accurate as {self.worse} without any damage'
         return f'{self.better} {where} (95 % interval {say(self.lo)} to {say(self.hi)}; {100*self.share:.0f} % of resamples cross)'
 
 def crossing(

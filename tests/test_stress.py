@@ -284,7 +284,8 @@ def test_the_crossing_is_where_the_straight_lines_meet():
 
 
 def test_a_crossing_may_be_at_once_or_never():
-    assert crossing(answers({'a': [.8]*4, 'b': [.5]*4}), 'a', 'b').level == 0
+    at_once = crossing(answers({'a': [.8]*4, 'b': [.5]*4}), 'a', 'b')
+    assert at_once.level == 0 and str(at_once).startswith('a is at least as accurate as b without any damage (95 %')
     never = crossing(answers({'a': [.2]*4, 'b': [.9]*4}), 'a', 'b')
     assert math.isinf(never.level) and never.share == 0 and 'does not overtake' in str(never) and 'above 4' in str(never)
 
