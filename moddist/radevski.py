@@ -32,6 +32,7 @@ from .distill import DistillCallback, fit, learner
 from .ensemble import Ensemble, fit_temperatures, ground_truth, held_out_weights, kd_term
 from .evaluate import predict
 from .layout import AudioStream, LayoutStream, SeriesStream, SkeletonStream
+from .lite import Lite0Stream
 from .models import ResNetStream, SmallStream, Stream, build
 from .runs import Reading, Step, loaders, run_steps
 
@@ -50,7 +51,7 @@ class Radevski2023(Reading):
     group:str = 'subject' # held-out clips are all those of some of its values, where the index has this column; else single clips
     action_weights:dict|None = None # weight of each head's labels; a head with 0 takes no part at all
     streams:dict|None = None # signal -> name of `STREAMS` or description such as dict(`class`='SmallStream', width=16); None = by modality
-    weights:str|None = None # pretrained weights of video backbones and ResNets: a torchvision name or a local file
+    weights:str|None = None # pretrained weights of pictures' networks: a torchvision name or a local file; 'package' for lite0 (`02e_lite`)
     epochs:int = 40 # of each teacher, passes over its clips
     student_epochs:int = 80 # of the student and of the baseline
     own_teacher:bool = False # add a student taught by the teacher of its own signal alone
@@ -109,7 +110,7 @@ def hold_out(
 
 # %% ../nbs/03g_radevski.ipynb #89c602ea
 _DEFAULT = dict(image='small', joints='skeleton', series='series', audio='audio', boxes='layout')
-STREAMS = ('small', 'resnet18', 'resnet50', *ARCHS, 'skeleton', 'series', 'audio', 'layout', 'stlt')
+STREAMS = ('small', 'resnet18', 'resnet50', 'lite0', *ARCHS, 'skeleton', 'series', 'audio', 'layout', 'stlt')
 
 def stream_for(
     c:Radevski2023, # `streams`, `weights`, `heads`
@@ -123,6 +124,7 @@ def stream_for(
     shape = lambda: dls.train_ds[0][[t.key for t in dls.signals].index(s.key)].shape # of one raw clip: channels, time, joints
     if how == 'small': return SmallStream(k)
     if how in ('resnet18', 'resnet50'): return ResNetStream(how, k, weights=c.weights)
+    if how == 'lite0': return Lite0Stream(k, weights=c.weights)
     if how in ARCHS: return VideoStream(how, k, heads=heads, weights=c.weights)
     if how == 'skeleton': return SkeletonStream(k, joints=shape()[2])
     if how == 'series': return SeriesStream(k, channels=shape()[0])

@@ -20,6 +20,7 @@ from .backbones import ARCHS, VideoStream
 from .core import ModelError, ProtocolError
 from .data import check_index
 from .distill import DistillCallback, Teacher, Term, feature_term, fit, learner, soft_term
+from .lite import Lite0Stream
 from .losses import kd_loss
 from .models import ResNetStream, SmallStream, TwoStream
 from .runs import Reading, Step, loaders, run_steps
@@ -29,8 +30,8 @@ from .runs import Reading, Step, loaders, run_steps
 class Garcia2018(Reading):
     "Settings of the four steps, with those of `Reading`; the defaults are those of the embedded set"
     teacher:str = 'depth' # privileged signal, present in training only
-    stream:str = 'small' # 'small' | 'resnet18' | 'resnet50' | a key of `backbones.ARCHS`
-    weights:str|None = None # ImageNet weights of the ResNets: a torchvision name or a local file
+    stream:str = 'small' # 'small' | 'resnet18' | 'resnet50' | 'lite0' | a key of `backbones.ARCHS`
+    weights:str|None = None # ImageNet weights: a torchvision name or a local file; 'package' for lite0 (`02e_lite`)
     epochs:int = 40 # E: passes over the training split in step 1
     fine:float = .3 # steps 2 and 4 take fine*E
     distil:float = 2. # step 3 takes distil*E
@@ -61,8 +62,9 @@ def _stream(c, dls):
     k = len(dls.vocab)
     if c.stream == 'small': return SmallStream(k)
     if c.stream in ('resnet18', 'resnet50'): return ResNetStream(c.stream, k, weights=c.weights)
+    if c.stream == 'lite0': return Lite0Stream(k, weights=c.weights)
     if c.stream in ARCHS: return VideoStream(c.stream, k, weights=c.weights)
-    raise ModelError(f'stream={c.stream!r}: expected small, resnet18, resnet50, or one of {", ".join(ARCHS)}')
+    raise ModelError(f'stream={c.stream!r}: expected small, resnet18, resnet50, lite0, or one of {", ".join(ARCHS)}')
 
 def _learner(c, dls, model, lr=1., cbs=()): return learner(dls, model, lr=c.lr*lr, wd=c.wd, cbs=cbs)
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(p for p in (ROOT/'moddist').rglob('*.py') if p.name not in ('__init__.py', '_modidx.py'))
 ORDER = ['core', 'arrays', 'files', 'draws', 'tracks', 'audio', 'depth', 'clips', 'inputs', 'data', 'datasets', 'store', 'derive', 'doctor', 'show', 'scene', 'synthetic', 'catalogue',
-         'models', 'backbones', 'layout', 'losses', 'more_losses', 'distill', 'terms', 'resume', 'runs', 'evaluate', 'tasks', 'calibration', 'ensemble', 'cache', 'recipes', 'radevski', 'cost', 'gap', 'stress', 'preflight', 'fidelity', 'cam', 'maps', 'viz', 'curves', 'cockpit', 'figures', 'panel', 'page', 'widgets', 'report', 'deploy', 'cli_data', 'cli']
+         'models', 'backbones', 'lite', 'layout', 'losses', 'more_losses', 'distill', 'terms', 'resume', 'runs', 'evaluate', 'tasks', 'calibration', 'ensemble', 'cache', 'recipes', 'radevski', 'cost', 'gap', 'stress', 'preflight', 'fidelity', 'cam', 'maps', 'viz', 'curves', 'cockpit', 'figures', 'panel', 'page', 'widgets', 'report', 'deploy', 'cli_data', 'cli']
 
 BASES = {'ntu_registration': 'ntu', 'something_else': 'ssv2'} # a data set that builds on another
 
