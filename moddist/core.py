@@ -166,7 +166,9 @@ def atomic(
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = partial_path(path)
     try:
+        tmp.touch(); mode = tmp.stat().st_mode; tmp.unlink() # what this user gives a new file
         yield tmp
+        if tmp.is_file(): tmp.chmod(mode) # safetensors keeps what it writes to its owner
         os.replace(tmp, path)
     except Exception as e:
         if getattr(e, 'errno', None) == 28 or 'No space left' in str(e): raise ModdistError(f'{path}: no space left on the disk; nothing was kept, free some space and run again') from e

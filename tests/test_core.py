@@ -219,6 +219,13 @@ def test_atomic_keeps_the_old_file(tmp_path, error):
     assert content(path) == 'old' and sorted(os.listdir(tmp_path)) == ['it', 'settings.ini']
 
 
+def test_others_may_read_what_they_may_read_of_any_new_file(tmp_path):
+    "Whatever a writer thinks: safetensors keeps its files to their owner, a group shares a folder of runs"
+    (tmp_path/'plain').write_text('')
+    with atomic(tmp_path/'it') as tmp: tmp.write_text('new'); tmp.chmod(0o600)
+    assert (tmp_path/'it').stat().st_mode == (tmp_path/'plain').stat().st_mode
+
+
 def test_atomic_replaces_the_old_file(tmp_path):
     (tmp_path/'it').write_text('old')
     with atomic(tmp_path/'it') as tmp: tmp.write_text('new')
