@@ -157,6 +157,9 @@ def partial_path(
     "Temporary name of an unfinished file or folder"
     return Path(path).with_name(f'.partial-{os.getpid()}-{threading.get_native_id()}-{Path(path).name}')
 
+_MASK = os.umask(0)
+os.umask(_MASK) # which says what it was only when it is set
+
 @contextmanager
 def atomic(
     path:str|os.PathLike, # destination, a file or a folder
@@ -166,9 +169,8 @@ def atomic(
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = partial_path(path)
     try:
-        tmp.touch(); mode = tmp.stat().st_mode; tmp.unlink() # what this user gives a new file
         yield tmp
-        if tmp.is_file(): tmp.chmod(mode) # safetensors keeps what it writes to its owner
+        if tmp.is_file(): tmp.chmod(0o666 & ~_MASK) # safetensors keeps what it writes to its owner
         os.replace(tmp, path)
     except Exception as e:
         if getattr(e, 'errno', None) == 28 or 'No space left' in str(e): raise ModdistError(f'{path}: no space left on the disk; nothing was kept, free some space and run again') from e
