@@ -1,5 +1,5 @@
 # moddist: `make demo` runs the main job on the embedded set, `make test` passes the tests, `make evidence` repeats what nbs/tutorials/evidence.ipynb shows.
-# Both make .venv on first use and reuse it afterwards. PYTHON=python3.12 make demo chooses the interpreter.
+# Each makes .venv on first use and reuses it afterwards. PYTHON=python3.12 make demo chooses the interpreter.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev
 	MODDIST_FAST=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest tests
 
-# every record of bench/results that a page quotes, in the order of the page: about a day on two cores, resumable at any point. Recordings of people: make evidence UTD_MHAD=folder URFD=folder
+# every record about accuracy in bench/results, then the summary: about a day on two cores, resumable at any point. With recordings of people: make evidence UTD_MHAD=folder URFD=folder
 evidence: $(VENV)/.installed-dev
 	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 101 102 --saturate 7.2
 	$(BIN)/moddist evaluate $(foreach s,0 1 2 3 4,runs/evidence/d101-s$(s)) --groups subject --out bench/results/gap-101.json
@@ -26,15 +26,17 @@ evidence: $(VENV)/.installed-dev
 	$(BIN)/python bench/ablation.py --seeds 3 --data-seeds 101 102
 	$(BIN)/python bench/stress.py --data-seed 101
 	$(BIN)/python bench/evidence.py --seeds 2 --data-seeds 203 204 --views
+	$(BIN)/moddist evaluate $(foreach s,0 1,runs/evidence/d203v-s$(s)) --groups subject --out bench/results/gap-203-views.json
 	$(BIN)/python bench/evidence.py --seeds 3 --data-seeds 101 --cross-view
-	$(BIN)/python bench/ablation.py --few-labels --seeds 3 --data-seeds 101 --only no-pairs
+	$(BIN)/python bench/ablation.py --few-labels --seeds 3 --data-seeds 101 102 --only no-pairs
 	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 103 --counter-example
 	$(BIN)/python bench/preflight.py
 	$(BIN)/python bench/preflight.py --apart --data-seeds 301 302 303
 	$(if $(UTD_MHAD),$(BIN)/python bench/radevski_evidence.py pose2d --root $(UTD_MHAD) --seeds 3)
 	$(if $(UTD_MHAD),$(BIN)/python bench/radevski_evidence.py utd_mhad --root $(UTD_MHAD) --seeds 3)
-	$(if $(URFD),$(BIN)/python bench/urfd.py --root $(URFD))
+	$(if $(URFD),$(BIN)/python bench/urfd.py --root $(URFD) --seeds 2)
 	$(if $(URFD),$(BIN)/python bench/radevski_evidence.py urfd --root $(URFD) --seeds 3)
+	$(BIN)/python bench/summary.py
 
 readme:
 	$(BIN)/python tests/readme.py > README.md

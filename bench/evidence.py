@@ -1,7 +1,7 @@
 """The evidence for the embedded set: several training seeds on data sets that were not used while developing.
 
     python bench/evidence.py --seeds 5 --data-seeds 101 102 --saturate 7.2          # about 13 minutes per seed and core
-    python bench/evidence.py --seeds 3 --data-seeds 103 --counter-example           # ten motions, no ball: where it is not expected to help
+    python bench/evidence.py --seeds 5 --data-seeds 103 --counter-example           # ten motions, no ball: where it is not expected to help
     python bench/evidence.py --seeds 3 --data-seeds 101 --cross-view                # two cameras train, the third tests
     python bench/evidence.py --seeds 2 --data-seeds 203 204 --views                 # zoom, turn and tempo in training, for baselines and method alike
 

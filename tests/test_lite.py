@@ -84,6 +84,7 @@ def test_files_that_do_not_fit(tmp_path, monkeypatch):
     refused(lambda: net(weights=f), 'w.pth', kind=ModelError)
     refused(lambda: net(weights=tmp_path/'none.pth'), 'no such file', kind=ModelError)
     monkeypatch.setattr(lite, 'find_spec', lambda name: None)
+    refused(lambda: net(weights='IMAGENET1K_V1'), 'IMAGENET1K_V1', 'weights="package"', kind=ModelError)
     refused(lambda: net(weights='package'), 'moddist[lite]', kind=ModelError)
     refused(lambda: net()(torch.zeros(1, 3, 8, 8)), '[B, 3, T, H, W]', kind=ModelError)
 
@@ -94,7 +95,7 @@ def test_the_four_steps_with_it(tmp_path):
     from moddist.core import read_json
     from moddist.recipes import Garcia2018, run
     df = synthetic.index(synthetic.make(tmp_path/'set', train=1, valid=1, test=0, skeletons=False))
-    c = Garcia2018(stream='lite0', epochs=1, fine=1., distil=1., bs=10, clip_len=4, inputs='imagenet', weights='package' if lite.find_spec(lite._PACKAGE) else None)
+    c = Garcia2018(stream='lite0', epochs=1, fine=1., distil=1., bs=10, clip_len=4, inputs='imagenet', weights='package' if lite._packaged() else None)
     m = run(df, tmp_path/'run', c, only=['rgb+hallucination'])
     history = read_json(tmp_path/'run'/'hallucination'/'record.json')['history']
     assert type(m['rgb']) is Lite0Stream and m['rgb+hallucination'].connection == 'residual' and {'soft', 'features'} <= set(history[0])
