@@ -89,6 +89,13 @@ def bench(monkeypatch):
     return runpy.run_path(str(ROOT/'bench'/'radevski_evidence.py'))
 
 
+def test_summary_is_made_of_the_records():
+    "Table and picture of the evidence are not older than what they summarise"
+    rows = list(runpy.run_path(str(ROOT/'bench'/'summary.py'))['rows']())
+    assert rows == json.loads((RESULTS/'summary.json').read_text())['rows'] and {r['setting'][0] for r in rows} == set('ABC')
+    for r in rows: assert abs(r['student'] - r['pair'] - r['gain']) <= .011 and len(r['gains']) == r['trainings'] >= r['better']
+
+
 def record_of(task):
     if not (RESULTS/f'radevski-{task}.json').is_file(): pytest.skip(f'no record radevski-{task}.json yet')
     return json.loads((RESULTS/f'radevski-{task}.json').read_text())
@@ -129,6 +136,18 @@ def test_radevski_record_is_sound(task, bench):
             assert abs(right - right.round()).max() <= .006*r['clips']/100, name
         for m in v['gap']['models']:
             if m['role'] != 'student': assert m['verdict'] == ('BEATS' if m['d_lo'] > 0 else 'WORSE' if m['d_hi'] < 0 else 'NO DIFFERENCE')
+
+
+def test_urfd_record_is_sound(bench):
+    "Four folds of one person each, chosen by others; settings of the script; every clip once per seed"
+    r = record_of('urfd')
+    fits(r['settings'], bench['settings']('urfd', False), **dict.fromkeys(('seed', 'weighting', 'tau', 'lambda_gt'), 'varies'))
+    assert list(r['weightings']) == list(bench['WEIGHTINGS']) and r['people'] == len(r['choice']) == 4 and len(r['seeds']) == 3
+    assert all(len(f['people']) == 1 and f['best'] == max(f['points'], key=lambda p: p['top1']) for f in r['choice'].values())
+    for v in r['weightings'].values():
+        for row in v['rows'].values():
+            right = np.array(row['top1']['each'])*r['clips']/100
+            assert len(right) == 3 and abs(right - right.round()).max() <= .006*r['clips']/100
 
 
 def test_the_words_follow_the_numbers():
