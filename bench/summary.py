@@ -45,13 +45,14 @@ def rows():
         yield from (row(setting, what, record, k, d) for k, d in record['data_sets'].items() if fair(d))
 
 
-def draw(found, ink='#0072B2'):
+def draw(found):
     "One line per setting and data set: a dot per training, a bar at the mean"
     from matplotlib.figure import Figure
+    from moddist.core import OKABE_ITO
     fig = Figure(figsize=(8.2, .4*len(found) + 1), layout='constrained', dpi=110)
     ax = fig.subplots()
     for y, r in enumerate(found):
-        ax.plot(r['gains'], [y]*len(r['gains']), 'o', color=ink, ms=5, alpha=.7, mew=0)
+        ax.plot(r['gains'], [y]*len(r['gains']), 'o', color=OKABE_ITO['blue'], ms=5, alpha=.7, mew=0)
         ax.plot([r['gain']]*2, [y - .3, y + .3], color='k', lw=2)
         ax.text(1.01, y, f'{r["gain"]:+.1f}', transform=ax.get_yaxis_transform(), va='center', fontsize=9)
     ax.axvline(0, color='.5', lw=1)

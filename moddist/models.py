@@ -280,12 +280,12 @@ def read_weights(
     except Exception as e: raise ModelError(f'{weights}: cannot be fetched for {arch} ({(str(e) or type(e).__name__).splitlines()[0][:100]}); download the file elsewhere and give its path') from e
 
 # %% ../nbs/02_models.ipynb #6670d7b5
-def _load_backbone(model:nn.Module, state:dict, source:str|Path):
+def _load_backbone(model:nn.Module, state:dict, source:str|Path, expected:str):
     "Fill everything but the logits layer and the temporal convolutions; `ModelError` names the source and the first wrong tensor"
     own = {k: v.shape for k, v in model.state_dict().items() if not (k.startswith('fc.') or '.temporal.' in k or k.endswith('num_batches_tracked'))}
     state = state if isinstance(state, dict) else {}
     wrong = [k for k in own if getattr(state.get(k), 'shape', None) != own[k]]
-    if wrong: raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape, the first is {wrong[0]}; expected a state dict of torchvision\'s {model.hparams["arch"]}')
+    if wrong: raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape, the first is {wrong[0]}; expected a state dict of {expected}')
     model.load_state_dict({k: state[k] for k in own}, strict=False)
 
 # %% ../nbs/02_models.ipynb #b1c77984
@@ -310,7 +310,7 @@ class ResNetStream(Stream):
         for m in self.modules():
             if bn_momentum is not None and isinstance(m, (nn.BatchNorm2d, nn.BatchNorm3d)): m.momentum = bn_momentum
         _channels_last(self)
-        if weights is not None: _load_backbone(self, read_weights(arch, weights), weights)
+        if weights is not None: _load_backbone(self, read_weights(arch, weights), weights, f'torchvision\'s {arch}')
 
     @property
     def stages(self)->list[nn.Sequential]: return [self.layer1, self.layer2, self.layer3, self.layer4]
