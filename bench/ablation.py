@@ -10,13 +10,12 @@ variation, paired differences from 'full', and what step 4 adds to the plain ave
 import argparse
 import os
 import shutil
-import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from evidence import differences
 from processes import each
+from seeds import differences, spread
 
 HERE = Path(__file__).resolve().parent
 FUSED, MEAN, ALONE = 'rgb+hallucination', 'rgb+hallucination-mean', 'hallucination'
@@ -90,9 +89,6 @@ def found(args, data_seed):
     return runs
 
 
-def spread(xs, **more): return dict(mean=round(statistics.mean(xs), 2), sd=round(statistics.stdev(xs), 2) if len(xs) > 1 else None, each=xs) | more
-
-
 def summary(args):
     "Per data set: accuracy of each variation in %, paired differences in points"
     from machine import command, machine
@@ -100,8 +96,8 @@ def summary(args):
                   rows=dict(step_4=FUSED, average=MEAN, alone=ALONE), environment=machine(), data_sets={})
     for d in args.data_seeds:
         runs = found(args, d)
-        top = lambda name: spread([round(100*r['by'][name]['top1'], 2) for r in runs])
-        minus = lambda a, b: spread(v := differences(runs, a, b), wins=sum(x > 0 for x in v))
+        top = lambda name: spread([100*r['by'][name]['top1'] for r in runs])
+        minus = lambda a, b: differences(runs, a, b)
         result['data_sets'][d] = dict(seeds=[r['seed'] for r in runs], n_test=runs[0]['n'], accuracy={n: top(n) for n in runs[0]['by']},
             minus_full={n: {row: minus(f'{n}/{row}', f'full/{row}') for row in (FUSED, MEAN, ALONE)} for n in variations(args) if n != 'full'},
             step_4_minus_average={n: minus(f'{n}/{FUSED}', f'{n}/{MEAN}') for n in variations(args)})

@@ -192,7 +192,7 @@ def main():
         if args.train_only: print(name, {r['name']: r['top1'] for r in test}, flush=True); continue
         rows.append(score(name, df, out, test, peer_of(args, name, df, c)))
         print(rows[-1], flush=True)
-        found = dict(command=f'python bench/preflight.py --epochs {args.epochs} --seed {args.seed} --data-seed {args.data_seed}', environment=environment(), settings={**asdict(c), 'teacher': 'varies'}, data_seed=args.data_seed,
+        found = dict(command=command(), environment=environment(), settings={**asdict(c), 'teacher': 'varies'}, data_seed=args.data_seed,
                      rows=rows, correlations=correlations(rows, 'realised') if len(rows) > 3 else {},
                      correlations_over_one_stream=correlations(rows, 'over_one') if len(rows) > 3 else {})
         write_json(Path(args.out), found)

@@ -15,11 +15,11 @@ reads everything), student.
 import argparse
 import json
 import shutil
-import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from processes import each
+from seeds import spread
 
 HERE = Path(__file__).resolve().parent
 WEIGHTINGS = ('uniform', 'held-out', 'per-sample')
@@ -121,9 +121,6 @@ def pooled(ps):
     import torch
     from moddist.evaluate import Predictions
     return Predictions(torch.cat([p.logits for p in ps]), torch.cat([p.labels for p in ps]), tuple(i for p in ps for i in p.clip_ids))
-
-
-def spread(x): return dict(mean=round(statistics.mean(x), 2), sd=round(statistics.stdev(x), 2) if len(x) > 1 else None, each=[round(v, 2) for v in x])
 
 
 def summary(found, people, classes):

@@ -25,16 +25,15 @@ from fastai.distributed import DistributedDL
 from fastai.torch_core import num_distrib
 from torch import nn
 from torch.amp import GradScaler, autocast
-from .backbones import ARCHS, VideoStream, head_list
+from .backbones import head_list
 from .cache import CachedTeacher
 from .core import DataError, ModelError, rng, seed_all, settings, signal
 from .distill import DistillCallback, fit, learner
 from .ensemble import Ensemble, fit_temperatures, ground_truth, held_out_weights, kd_term
 from .evaluate import predict
 from .layout import AudioStream, LayoutStream, SeriesStream, SkeletonStream
-from .lite import Lite0Stream
-from .models import ResNetStream, SmallStream, Stream, build
-from .runs import Reading, Step, loaders, run_steps
+from .models import Stream, build
+from .runs import PICTURE_STREAMS, Reading, Step, loaders, picture_stream, run_steps
 
 # %% ../nbs/03g_radevski.ipynb #9dbc142f
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def hold_out(
 
 # %% ../nbs/03g_radevski.ipynb #89c602ea
 _DEFAULT = dict(image='small', joints='skeleton', series='series', audio='audio', boxes='layout')
-STREAMS = ('small', 'resnet18', 'resnet50', 'lite0', *ARCHS, 'skeleton', 'series', 'audio', 'layout', 'stlt')
+STREAMS = (*PICTURE_STREAMS, 'skeleton', 'series', 'audio', 'layout', 'stlt')
 
 def stream_for(
     c:Radevski2023, # `streams`, `weights`, `heads`
@@ -122,10 +121,7 @@ def stream_for(
     how = (c.streams or {}).get(s.key) or _DEFAULT[s.modality.kind]
     if isinstance(how, dict): return build({**how, 'num_classes': k})
     shape = lambda: dls.train_ds[0][[t.key for t in dls.signals].index(s.key)].shape # of one raw clip: channels, time, joints
-    if how == 'small': return SmallStream(k)
-    if how in ('resnet18', 'resnet50'): return ResNetStream(how, k, weights=c.weights)
-    if how == 'lite0': return Lite0Stream(k, weights=c.weights)
-    if how in ARCHS: return VideoStream(how, k, heads=heads, weights=c.weights)
+    if how in PICTURE_STREAMS: return picture_stream(how, k, c.weights, heads)
     if how == 'skeleton': return SkeletonStream(k, joints=shape()[2])
     if how == 'series': return SeriesStream(k, channels=shape()[0])
     if how == 'audio': return AudioStream(k)

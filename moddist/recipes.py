@@ -16,21 +16,19 @@ from pathlib import Path
 import pandas as pd
 from fastai.callback.core import Callback
 from torch import nn
-from .backbones import ARCHS, VideoStream
 from .core import ModelError, ProtocolError
 from .data import check_index
 from .distill import DistillCallback, Teacher, Term, feature_term, fit, learner, soft_term
-from .lite import Lite0Stream
 from .losses import kd_loss
-from .models import ResNetStream, SmallStream, TwoStream
-from .runs import Reading, Step, loaders, run_steps
+from .models import TwoStream
+from .runs import Reading, Step, loaders, picture_stream, run_steps
 
 # %% ../nbs/03a_recipes.ipynb #d1ec2013
 @dataclass(frozen=True)
 class Garcia2018(Reading):
     "Settings of the four steps, with those of `Reading`; the defaults are those of the embedded set"
     teacher:str = 'depth' # privileged signal, present in training only
-    stream:str = 'small' # 'small' | 'resnet18' | 'resnet50' | 'lite0' | a key of `backbones.ARCHS`
+    stream:str = 'small' # one of `runs.PICTURE_STREAMS`
     weights:str|None = None # ImageNet weights: a torchvision name or a local file; 'package' for lite0 (`02e_lite`)
     epochs:int = 40 # E: passes over the training split in step 1
     fine:float = .3 # steps 2 and 4 take fine*E
@@ -59,12 +57,7 @@ PRESETS = {
 # %% ../nbs/03a_recipes.ipynb #b20f60ae
 def _stream(c, dls):
     "A fresh stream for the classes of the loaders"
-    k = len(dls.vocab)
-    if c.stream == 'small': return SmallStream(k)
-    if c.stream in ('resnet18', 'resnet50'): return ResNetStream(c.stream, k, weights=c.weights)
-    if c.stream == 'lite0': return Lite0Stream(k, weights=c.weights)
-    if c.stream in ARCHS: return VideoStream(c.stream, k, weights=c.weights)
-    raise ModelError(f'stream={c.stream!r}: expected small, resnet18, resnet50, lite0, or one of {", ".join(ARCHS)}')
+    return picture_stream(c.stream, len(dls.vocab), c.weights)
 
 def _learner(c, dls, model, lr=1., cbs=()): return learner(dls, model, lr=c.lr*lr, wd=c.wd, cbs=cbs)
 
