@@ -1,4 +1,4 @@
-"""The `moddist` command: demo, data, preflight, evaluate, stress, inspect, doctor. Each is one call of the library.
+"""The `moddist` command: demo, data, preflight, evaluate, stress, inspect, export, predict, doctor. Each is one call of the library.
 
 Docs: https://moddist.github.io/moddist/cli.html.md"""
 
@@ -223,6 +223,50 @@ def _doctor():
     rows = doctor()
     for what, found, ok in rows: print(f'{"ok " if ok else "BAD"}  {what:18} {found}')
     if not all(ok for *_, ok in rows): raise typer.Exit(1)
+
+# %% ../nbs/07_cli.ipynb #105d5a8b
+@app.command('export', epilog='Examples:  moddist export runs/demo student  |  moddist export runs/demo student --step rgb --format onnx --format pt2  |  moddist export runs/demo student --format weights')
+def _export(
+    run:Annotated[Path, typer.Argument(help='Folder of a run.')],
+    to:Annotated[Path, typer.Argument(help='Folder to make: student.json, model.safetensors, exports.')],
+    step:Annotated[Optional[str], typer.Option(help='Which network; default: the student.')]=None,
+    format:Annotated[list[str], typer.Option(help='onnx | pt2 | weights (no export); several are allowed.')]=['onnx'],
+    calibrate:Annotated[bool, typer.Option('--calibrate', help='Fit a temperature to the validation clips.')]=False,
+):
+    "Ship the student: card, weights and exports that were compared with the original."
+    import warnings
+    warnings.filterwarnings('ignore')
+    from moddist.deploy import ship
+    card = ship(run, to, step, [f for f in format if f != 'weights'], calibrate).card
+    for f, p in card.parity.items(): print(f'{f}: {p["same_answers"]} of {p["clips"]} clips answered alike, logits differ by at most {p["largest_difference"]:.1g} where they span {p["logit_range"]:.3g}')
+    print(f'wrote {to}: {card.name}, reads {card.signal}, {len(card.columns)} classes' + f', temperature {card.temperature:g}'*calibrate)
+
+@app.command('predict', epilog='Examples:  moddist predict runs/demo a.mp4 b.mp4  |  moddist predict student cctv.mp4 --window 2 --stride 0.5 --out cctv.csv --plot cctv.png')
+def _predict(
+    student:Annotated[Path, typer.Argument(help='Folder made by export, or of a run.')],
+    videos:Annotated[list[Path], typer.Argument(help='Videos, or folders of images.')],
+    step:Annotated[Optional[str], typer.Option(help='Of a run: which network; default: the student.')]=None,
+    window:Annotated[Optional[float], typer.Option(help='Judge windows of this many seconds; default: each file as a whole.')]=None,
+    stride:Annotated[Optional[float], typer.Option(help='Seconds from one window to the next; default: half a window.')]=None,
+    fps:Annotated[Optional[float], typer.Option(help='Frames per second, for images.')]=None,
+    top:Annotated[int, typer.Option(min=1, help='Classes per window.')]=1,
+    runtime:Annotated[str, typer.Option(help='torch | onnx.')]='torch',
+    out:Annotated[Optional[Path], typer.Option(help='CSV file to write.')]=None,
+    plot:Annotated[Optional[Path], typer.Option(help='Picture of the probabilities over time, of one video.')]=None,
+):
+    "What a student sees in videos."
+    from moddist.core import DataError, atomic
+    from moddist.deploy import load_student, plot_timeline, predict, timeline
+    if plot and (len(videos) > 1 or plot.suffix not in ('.png', '.svg', '.pdf')): raise DataError(f'--plot {plot}: expected a .png, .svg or .pdf, and one video')
+    s = load_student(student, step, runtime)
+    found = predict(s, videos, window, stride, fps, top)
+    print(found.drop(columns=[] if len(s.card.heads) > 1 else 'head').round(3).to_string(index=False))
+    if out:
+        with atomic(out) as tmp: found.to_csv(tmp, index=False)
+        print(f'wrote {out}')
+    if plot:
+        with atomic(plot) as tmp: plot_timeline(timeline(s, videos[0], window, stride, fps)).savefig(tmp, format=plot.suffix[1:], dpi=150)
+        print(f'wrote {plot}')
 
 # %% ../nbs/07_cli.ipynb #31cf3d87
 def _serve(run, clips):

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import DataError
+from .core import ClipTensor, DataError
 
 # %% ../nbs/00f_depth.ipynb #b3619546
+def _plain(x): return (x.as_subclass(Tensor) if isinstance(x, ClipTensor) else x).to(torch.float32) # an export cannot follow `as_subclass`
+
 def hole_mask(
     depth:Tensor, # any shape, mm
 )->Tensor: # bool, the same shape: True where there is no reading
     "Where the sensor saw nothing: 0, negative, nan or inf"
-    depth = depth.as_subclass(Tensor).to(torch.float32)
+    depth = _plain(depth)
     return ~((depth > 0) & depth.isfinite())
 
 # %% ../nbs/00f_depth.ipynb #eceb746d
@@ -110,7 +112,7 @@ def surface_normals(
 def _checked(depth):
     "Depth as plain float32; refuses shapes other than [..., 1, T, H, W]"
     if depth.ndim < 4 or depth.shape[-4] != 1: raise DataError(f'depth of shape {list(depth.shape)}: expected [..., 1, T, H, W], one channel before time; use depth[None] for [T, H, W]')
-    return depth.as_subclass(Tensor).to(torch.float32)
+    return _plain(depth)
 
 # %% ../nbs/00f_depth.ipynb #70d3be27
 def estimate_gravity(

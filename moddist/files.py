@@ -7,12 +7,12 @@ Docs: https://moddist.github.io/moddist/files.html.md"""
 # %% auto #0
 __all__ = ['write_video', 'write_png16', 'file_stamp', 'read_video', 'frame_files', 'read_png16', 'read_mat', 'frame_numbers',
            'write_runs', 'read_runs', 'read_flow_images', 'flow_components', 'frame_shape', 'read_frames', 'frame_rate',
-           'resize_frames']
+           'iter_frames', 'resize_frames']
 
 # %% ../nbs/00b_files.ipynb #12108e7b
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from io import BytesIO
@@ -312,6 +312,23 @@ def frame_rate(
     "Frame rate of a video or of a stored array; folders of images do not know theirs"
     if is_array(path): return float(array_attrs(path).get('fps') or 'nan')
     return _video_rate(str(path), file_stamp(path)) if _is_video(str(path)) and not str(path).endswith('.mat') else float('nan')
+
+def iter_frames(
+    path:str|os.PathLike, # video, folder, pattern, or array file
+    modality:Modality, # row of the modality table
+)->Iterator[np.ndarray]: # [H, W, C] each, in the dtype of the modality
+    "One frame after the other, decoded once and never all in memory: for recordings of any length"
+    path = str(path)
+    if path.endswith('.mat'): yield from read_frames(path, modality); return             # has no random access
+    if modality.key in ('depth', 'flow') or is_array(path) or not _is_video(path):
+        yield from (read_frames(path, modality, [i])[0] for i in range(frame_shape(path, modality)[0]))
+        return
+    _probe_video(path, file_stamp(path)) # refuses what is cut off before the first frame is used
+    with _open_video(path) as box:
+        stream = box.streams.video[0]
+        stream.thread_type = 'AUTO'
+        try: yield from (f.to_ndarray(format='rgb24')[..., :modality.channels] for f in box.decode(stream))
+        finally: stream.codec_context.flush_buffers()
 
 # %% ../nbs/00b_files.ipynb #b418ec63
 def resize_frames(

@@ -74,8 +74,8 @@ class ClipInputs(Transform):
         return cls(**dict(centre=False, rgb_mean=stats[0], rgb_std=stats[1], depth_mean=stats[0], depth_std=stats[1], depth='replicate') | kwargs)
 
     # `->None` tells fastai not to cast the result back: from here on these are plain tensors
-    def encodes(self, x:RGBClip)->None: return self._finish(x.as_subclass(Tensor).float()/255, *self.rgb_stats)
-    def encodes(self, x:IRClip|MotionClip)->None: return self._finish(x.as_subclass(Tensor).float().expand(-1, 3, -1, -1, -1)/255, *self.rgb_stats)
+    def encodes(self, x:RGBClip|IRClip|MotionClip)->None: return self.of_bytes(x.as_subclass(Tensor))
+    def encodes(self, x:DepthClip)->None: return self.of_mm(x.as_subclass(Tensor))
     def encodes(self, x:MaskClip)->None: return x.as_subclass(Tensor).float().expand(-1, 3, -1, -1, -1)/255
     def encodes(self, x:FlowClip)->None: return torch.nn.functional.pad(x.as_subclass(Tensor).float()/self.flow_px, (0, 0, 0, 0, 0, 0, 0, 1))
     def encodes(self, x:BoxesClip)->None: return x.as_subclass(Tensor).float()
@@ -89,8 +89,14 @@ class ClipInputs(Transform):
         x = x.as_subclass(Tensor).float()
         return (x - x.mean(2, keepdim=True))/torch.tensor((*self.series_std, *[1.]*x.shape[1])[:x.shape[1]], device=x.device).view(-1, 1)
     def encodes(self, y:TensorCategory)->None: return y.as_subclass(Tensor)
-    def encodes(self, x:DepthClip)->None:
-        x = encode_depth(x.as_subclass(Tensor), self.near_mm, self.far_mm, self.depth, **self.depth_options)
+
+    def of_bytes(self, x:Tensor)->Tensor: # uint8 [B, 1 or 3, T, H, W] -> [B, 3, T, H, W]
+        "Colour, grey and infrared"
+        return self._finish(x.float().expand(-1, 3, -1, -1, -1)/255, *self.rgb_stats)
+
+    def of_mm(self, x:Tensor)->Tensor: # uint16 mm [B, 1, T, H, W] -> [B, 3, T, H, W]
+        "Depth"
+        x = encode_depth(x, self.near_mm, self.far_mm, self.depth, **self.depth_options)
         return self._finish(noisy_bytes(255*x, self.depth_noise)/255, *self.depth_stats)
 
     def _finish(self, x, mean, std):

@@ -25,7 +25,7 @@ from moddist.runs import loaders
 
 torch.set_num_threads(1)
 browser, tab = test_browser.browser, test_browser.page                        # fixtures: a browser, and a page without a network that remembers problems
-COMMANDS = ['demo', 'data', 'inspect', 'preflight', 'evaluate', 'stress', 'doctor']
+COMMANDS = ['demo', 'data', 'inspect', 'preflight', 'evaluate', 'stress', 'export', 'predict', 'doctor']
 SCRIPT = Path(sys.executable).with_name('moddist')
 MODDIST = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, '-c', 'from moddist.cli import main; main()']
 
