@@ -9,6 +9,7 @@ __all__ = ['PICTURES', 'Card', 'card_of', 'FromPixels', 'Student', 'load_student
            'plot_timeline', 'export_student', 'ship']
 
 # %% ../nbs/06_deploy.ipynb #e573f22c
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from .clips import load_clip
+from .clips import clip_span, has_value, load_clip
 from .core import OKABE_ITO, DataError, ModelError, atomic, progress, read_json, signal, write_json
 from .draws import draw, place_frames, window
 from .evaluate import predict as predict_loader
@@ -36,6 +37,7 @@ class Card:
     heads:dict[str, list[str]] # head -> names of its classes, in the order of the logits; with one head {'action': [...]}
     reading:dict # of `Reading`: clip_len, sampling, size, short_side, crop, inputs
     frame:tuple[int, int] # (height, width) of the training pictures, px
+    fov:str = '' # the part of the picture that is read, where the run read what both sensors see: x0 y0 x1 y1 as fractions
     fps:float|None = None # of the training videos, where the files say it
     seconds:float|None = None # median length of a training clip, s
     temperature:float = 1. # the logits are divided by it
@@ -63,18 +65,25 @@ def _the_step(out, step):
 
 def _heads(c, df):
     "Names of the classes of every head; a class nobody named has its number"
+    df = df[df.split != 'unlabelled']
     if not c.heads: return dict(action=[str(a) for a in df.drop_duplicates('label').sort_values('label').action])
     names = {h: dict(zip(df[h], df[f'{h}_name'])) if f'{h}_name' in df else {} for h in c.heads}
     return {h: [str(names[h].get(i, i)) for i in range(k)] for h, k in c.heads.items()}
 
 def _clip_size(df, key, n=20):
-    "Size, frame rate and median length of training clips"
-    rows = df[df.split == 'train'].head(n)
-    m = signal(key)
-    shapes, rates = [frame_shape(p, m.modality) for p in rows[m.key]], [frame_rate(p) for p in rows[m.key]]
-    lengths = [(r.get('stop') if r.get('stop') == r.get('stop') and r.get('stop') is not None else s[0]) - (r.get('start') or 0) for r, s in zip(rows.to_dict('records'), shapes)]
+    "Part of the picture that is read, its size, frame rate and median length of training clips"
+    rows, m = df[df.split == 'train'].head(n).to_dict('records'), signal(key)
+    fovs = [str(r[f'{m.key}_fov']) for r in rows if has_value(r, f'{m.key}_fov')]
+    fov, shapes, rates = max(fovs, key=fovs.count, default=''), [frame_shape(r[m.key], m.modality) for r in rows], [frame_rate(r[m.key]) for r in rows]
     fps = float(np.median(rates)) if np.isfinite(rates).all() else None
-    return tuple(shapes[0][1:]), fps, round(float(np.median(lengths))/fps, 3) if fps else None
+    length = float(np.median([b - a for a, b in (clip_span(r, s[0]) for r, s in zip(rows, shapes))]))
+    return dict(fov=fov, frame=_seen(shapes[0][1:], fov)[1], fps=fps, seconds=round(length/fps, 3) if fps else None)
+
+def _seen(size, fov):
+    "Slices of the part of a picture that is read, and the size of it"
+    x0, y0, x1, y1 = (float(v) for v in (fov or '0 0 1 1').split())
+    rows, columns = slice(round(y0*size[0]), round(y1*size[0])), slice(round(x0*size[1]), round(x1*size[1]))
+    return (rows, columns), (rows.stop - rows.start, columns.stop - columns.start)
 
 # %% ../nbs/06_deploy.ipynb #a35afe76
 def card_of(
@@ -85,8 +94,7 @@ def card_of(
     "The card of a network of a run; `DataError` for a step that is not there, `ModelError` for one that reads several signals"
     r, c, info = _the_step(out, step), reading(out), run_info(out)
     df = open_index(out) if df is None else df
-    size, fps, seconds = _clip_size(df, r['test'][0])
-    return Card(r['name'], r['test'][0], _heads(c, df), {k: getattr(c, k) for k in _READ}, size, fps, seconds, trained=dict(recipe=info['recipe'], index=info['index'], seed=c.seed))
+    return Card(r['name'], r['test'][0], _heads(c, df), {k: getattr(c, k) for k in _READ}, **_clip_size(df, r['test'][0]), trained=dict(recipe=info['recipe'], index=info['index'], seed=c.seed))
 
 # %% ../nbs/06_deploy.ipynb #c6626e2e
 class FromPixels(nn.Module):
@@ -109,7 +117,7 @@ class Student:
     net:Callable[[Tensor], Tensor] # pixels of windows [B, C, T, H, W] -> logits [B, K]
 
     def sampler(self,
-        native:tuple[int, int], # (height, width) of the pictures at hand
+        native:tuple[int, int], # (height, width) of what is read of the pictures at hand
     ): # a `ClipSampler` for them
         "How pictures of this size are read"
         s = clip_sampler(Reading(student=self.card.signal, flip=0., **self.card.reading))
@@ -122,23 +130,25 @@ class Student:
     )->Tensor: # [C, T, H, W]
         "The window the network sees of a file; `DataError` when the file is missing, damaged or too short"
         s = signal(self.card.signal)
-        row = dict(clip_id=Path(path).name, start=start, stop=stop) | {s.key: str(path)}
-        return load_clip(row, s, self.sampler(frame_shape(path, s.modality)[1:])).as_subclass(Tensor)
+        row = {'clip_id': Path(path).name, 'start': start, 'stop': stop, s.key: str(path), f'{s.key}_fov': self.card.fov}
+        return load_clip(row, s, self.sampler(_seen(frame_shape(path, s.modality)[1:], self.card.fov)[1])).as_subclass(Tensor)
 
     def clip_of(self,
         frames:np.ndarray, # [T, H, W, C], RGB order, all frames of the clip
     )->Tensor: # [C, clip_len, h, w]
         "The same of frames in memory"
         if frames.ndim != 4: raise DataError(f'frames of shape {list(frames.shape)}: expected [T, H, W, C]')
-        s = self.sampler(native := frames.shape[1:3])
+        (rows, columns), size = _seen(frames.shape[1:3], self.card.fov)
+        s = self.sampler(size)
         d = draw(s, 'clip', len(frames), False)
-        return _as_clip(place_frames(frames[list(d.index)], window(s, d, native), signal(self.card.signal).modality))
+        return _as_clip(place_frames(frames[list(d.index), rows, columns], window(s, d, size), signal(self.card.signal).modality))
 
     def __call__(self,
         clips:Tensor, # [B, C, T, H, W] as `clip` gives them
     )->np.ndarray: # [B, K] probabilities; they sum to one over each head
         "Ask"
-        with torch.no_grad(): z = torch.as_tensor(self.net(clips)).float().cpu()/self.card.temperature
+        if isinstance(self.net, nn.Module): clips = clips.to(next(self.net.parameters()).device)
+        with torch.no_grad(): z = self.net(clips).float().cpu()/self.card.temperature
         if z.shape[1] != len(self.card.columns): raise ModelError(f'{self.card.name}: {z.shape[1]} logits for {len(self.card.columns)} classes; the card belongs to another network')
         return torch.cat([p.softmax(1) for p in z.split([len(c) for c in self.card.heads.values()], 1)], 1).numpy()
 
@@ -151,7 +161,7 @@ def load_student(
     step:str|None=None, # of a run: which network; None = the student
     runtime:str='torch', # 'torch', or 'onnx' for a shipped folder that holds student.onnx
     df:pd.DataFrame|None=None, # of a run: its clip index; None = rebuilt from the run
-)->Student: # on the CPU
+)->Student: # on the CPU; `student.net.to('cuda')` moves it
     "Open a student; nothing in its files is executed. `DataError` and `ModelError` name what is missing"
     source = Path(source)
     if runtime not in ('torch', 'onnx'): raise ModelError(f'runtime={runtime!r}: expected torch or onnx')
@@ -187,9 +197,11 @@ def watch(
     n, m = max(student.card.reading['clip_len'], round(window_s*fps)), signal(student.card.signal).modality
     step, kept, i, judged = max(1, round((stride_s or window_s/2)*fps)), deque(maxlen=n), 0, 0
     for i, frame in enumerate(frames, 1):
-        if i == 1: size, s = frame.shape, student.sampler(frame.shape[:2]); w = window(s, draw(s, 'window', n, False), size[:2])
+        if i == 1:
+            size, ((rows, columns), seen) = frame.shape, _seen(frame.shape[:2], student.card.fov)
+            w = window(s := student.sampler(seen), draw(s, 'window', n, False), seen)
         if frame.shape != size: raise DataError(f'frame {i - 1}: {frame.shape[0]}x{frame.shape[1]} px, the one before it had {size[0]}x{size[1]}; all frames of a recording must have one size')
-        kept.append(place_frames(frame[None], w, m)[0])
+        kept.append(place_frames(frame[None, rows, columns], w, m)[0])
         if i >= n and (i - n) % step == 0: yield _judge(student, s, kept, i, fps); judged = i
     if i == 0: raise DataError('no frame came; is the camera open, is the file empty?')
     if judged < i: yield _judge(student, s, kept, i, fps)
@@ -262,9 +274,10 @@ def export_student(
     tolerance:float=1e-4, # largest difference of a logit, as a share of the range of the logits
 )->dict: # clips, largest_difference, logit_range, same_answers, versions
     "Export and compare; `ModelError` when the export says something else, and then there is no file"
-    path, net = Path(path), student.net
+    path = Path(path)
     if path.suffix not in _EXPORTS: raise ModelError(f'{path.name}: expected a name that ends in {" or ".join(_EXPORTS)}')
-    if not isinstance(net, nn.Module): raise ModelError(f'{student.card.name}: is an export already; open it with runtime="torch"')
+    if not isinstance(student.net, nn.Module): raise ModelError(f'{student.card.name}: is an export already; open it with runtime="torch"')
+    net = copy.deepcopy(student.net).cpu().eval()
     if clips is None: clips = _random_clips(student, 3)
     with atomic(path) as tmp:
         _EXPORTS[path.suffix](net, clips[:1].repeat(2, 1, 1, 1, 1), tmp)

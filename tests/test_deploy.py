@@ -130,6 +130,22 @@ def test_pictures_of_another_size_are_brought_to_that_of_the_training():
     refused(lambda: s.clip_of(np.zeros((8, 52, 52), np.uint8)), '[T, H, W, C]')
 
 
+def test_what_only_rgb_sees_is_left_out(run, tmp_path):
+    "A run that read the shared part of the picture is asked about that part: in files, in memory, in windows"
+    out, df = run
+    shared = df.assign(rgb_fov='0.08 0 1 1')
+    write_json(tmp_path/'run'/'run.json', read_json(out/'run.json') | dict(index=index_hash(shared)))
+    for f in ('model.safetensors', 'record.json'): (tmp_path/'run'/'rgb').mkdir(exist_ok=True), (tmp_path/'run'/'rgb'/f).write_bytes((out/'rgb'/f).read_bytes())
+    s, test = load_student(tmp_path/'run', 'rgb', df=shared), shared[shared.split == 'test'].head(6)
+    assert (s.card.fov, s.card.frame) == ("0.08 0 1 1", (52, 48))
+    z = predict_loader(s.net.model, loader_of(loaders(reading(tmp_path/'run'), shared, ('rgb',)), test)).logits.softmax(1).numpy()
+    assert np.abs(s(torch.stack([s.clip(p) for p in test.rgb])) - z).max() < 1e-6
+    assert np.abs(s(torch.stack([s.clip_of(read_video(p)) for p in test.rgb])) - z).max() < 1e-6
+    assert np.abs(np.stack([next(watch(s, iter_frames(p, MODALITIES['rgb']), 8.))[2] for p in test.rgb]) - z).max() < 1e-6
+    plain = load_student(out, 'rgb')
+    assert np.abs(plain(torch.stack([plain.clip(p) for p in test.rgb])) - z).max() > 1e-3
+
+
 def test_several_heads(run):
     heads = dict(verb=['take', 'put'], noun=['cup', 'lid', 'pan'])
     s = replace(net_of('small'), card=Card('x', 'rgb', heads, READ, (52, 52), temperature=2.))
