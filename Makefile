@@ -27,8 +27,9 @@ evidence: $(VENV)/.installed-dev
 	$(BIN)/python bench/stress.py --data-seed 101
 	$(BIN)/python bench/evidence.py --seeds 2 --data-seeds 203 204 --views
 	$(BIN)/moddist evaluate $(foreach s,0 1,runs/evidence/d203v-s$(s)) --groups subject --out bench/results/gap-203-views.json
-	$(BIN)/python bench/evidence.py --seeds 3 --data-seeds 101 --cross-view
-	$(BIN)/python bench/ablation.py --few-labels --seeds 3 --data-seeds 101 102 --only no-pairs
+	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 101 --cross-view
+	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 205 206 --pairs 11
+	$(BIN)/python bench/ablation.py --few-labels --seeds 5 --data-seeds 101 102 --only no-pairs
 	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 103 --counter-example
 	$(BIN)/python bench/preflight.py
 	$(BIN)/python bench/preflight.py --apart --data-seeds 301 302 303

@@ -2,7 +2,7 @@
 
     python bench/evidence.py --seeds 5 --data-seeds 101 102 --saturate 7.2          # about 13 minutes per seed and core
     python bench/evidence.py --seeds 5 --data-seeds 103 --counter-example           # ten motions, no ball: where it is not expected to help
-    python bench/evidence.py --seeds 3 --data-seeds 101 --cross-view                # two cameras train, the third tests
+    python bench/evidence.py --seeds 5 --data-seeds 101 --cross-view                # two cameras train, the third tests
     python bench/evidence.py --seeds 5 --data-seeds 205 206 --pairs 11              # eleven more people whose RGB-D pairs have no labels
     python bench/evidence.py --seeds 2 --data-seeds 203 204 --views                 # zoom, turn and tempo in training, for baselines and method alike
 

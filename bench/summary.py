@@ -14,6 +14,7 @@ SETTINGS = {  # name: (record, what it is)
     'A': ('evidence', '8 labelled people'),
     'A, stronger views': ('evidence-views', 'zoom, turn, tempo in training'),
     'A, cross-view': ('evidence-cross-view', 'known people, new camera'),
+    'A, unlabelled pairs': ('evidence-pairs', '8 labelled people, 11 without labels'),
     'B': ('ablation-few', '4 labelled people, 12 without labels'),
     'C': ('evidence-motions', '4 labelled people, no ball'),
 }
