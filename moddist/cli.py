@@ -255,17 +255,25 @@ def _predict(
     plot:Annotated[Optional[Path], typer.Option(help='Picture of the probabilities over time, of one video.')]=None,
 ):
     "What a student sees in videos."
-    from moddist.core import DataError, atomic
-    from moddist.deploy import load_student, plot_timeline, predict, timeline
+    import pandas as pd
+    from moddist.core import DataError, atomic, progress, signal
+    from moddist.deploy import likeliest, load_student, plot_timeline, timeline
+    from moddist.files import frame_shape
     if plot and (len(videos) > 1 or plot.suffix not in ('.png', '.svg', '.pdf')): raise DataError(f'--plot {plot}: expected a .png, .svg or .pdf, and one video')
+    for f in (out, plot):
+        if f and f.is_dir(): raise DataError(f'{f}: is a folder; expected the name of a file')
     s = load_student(student, step, runtime)
-    found = predict(s, videos, window, stride, fps, top)
+    for v in videos: frame_shape(v, signal(s.card.signal).modality)
+    seen = {v: timeline(s, v, window, stride, fps) for v in progress(videos, 'videos', unit='video')}
+    found = pd.concat([likeliest(s, t, v, top) for v, t in seen.items()])
     print(found.drop(columns=[] if len(s.card.heads) > 1 else 'head').round(3).to_string(index=False))
+    if long := [v for v, t in seen.items() if window is None and s.card.seconds and t.stop_s.iloc[0] > 3*s.card.seconds]:
+        print(f'note: {long[0]} lasts {seen[long[0]].stop_s.iloc[0]:.0f} s, a training clip {s.card.seconds:g} s, and this is one answer for all of it; --window {s.card.seconds:g} judges it piece by piece')
     if out:
         with atomic(out) as tmp: found.to_csv(tmp, index=False)
         print(f'wrote {out}')
     if plot:
-        with atomic(plot) as tmp: plot_timeline(timeline(s, videos[0], window, stride, fps)).savefig(tmp, format=plot.suffix[1:], dpi=150)
+        with atomic(plot) as tmp: plot_timeline(seen[videos[0]]).savefig(tmp, format=plot.suffix[1:], dpi=150)
         print(f'wrote {plot}')
 
 # %% ../nbs/07_cli.ipynb #31cf3d87

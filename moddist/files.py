@@ -7,7 +7,7 @@ Docs: https://moddist.github.io/moddist/files.html.md"""
 # %% auto #0
 __all__ = ['write_video', 'write_png16', 'file_stamp', 'read_video', 'frame_files', 'read_png16', 'read_mat', 'frame_numbers',
            'write_runs', 'read_runs', 'read_flow_images', 'flow_components', 'frame_shape', 'read_frames', 'frame_rate',
-           'iter_frames', 'resize_frames']
+           'iter_frames', 'check_playable', 'resize_frames']
 
 # %% ../nbs/00b_files.ipynb #12108e7b
 import os
@@ -70,25 +70,32 @@ def _open_video(path):
 
 @lru_cache(maxsize=200_000)
 def _probe_video(path, mtime):
-    "(frames, height, width, presentation times certain?) from the packets of a video, decoding nothing"
+    "(frames, height, width, presentation times certain?, constant frame rate?) from the packets of a video, decoding nothing and keeping none"
+    n, hidden, end, times, corrupt, same = 0, 0, 0., [], False, True
     with _open_video(path) as box:
         stream = box.streams.video[0]
-        declared, h, w, avi = stream.frames, stream.height, stream.width, 'avi' in box.format.name
+        declared, h, w, kind, base = stream.frames, stream.height, stream.width, box.format.name, stream.time_base or 0
         length = float(box.duration or 0)/1e6 # seconds, as the header says
-        try: packets = [p for p in box.demux(stream) if p.size]
+        try:
+            for p in box.demux(stream):
+                if not p.size: continue
+                corrupt, same = corrupt or p.is_corrupt, same and p.pts == p.dts
+                end = max(end, float((p.pts or 0) + (p.duration or 0))*float(p.time_base or 0))
+                if p.is_discard: hidden += 1 # before the beginning that an edit list sets: never shown
+                else: n += 1; times.append(p.pts)
         except Exception as e: raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
-    n = len(packets)
     if n == 0: raise DataError(f'{path}: holds 0 frames, expected at least 1; drop the clip or record it again')
-    if declared - n > max(2, .02*declared): raise DataError(f'{path}: truncated, {n} of {declared} declared frames are there; copy it again or drop the clip')
-    if any(p.is_corrupt for p in packets): raise DataError(f'{path}: truncated, its last frame is cut off; copy it again or drop the clip')
-    end = max(float((p.pts or 0) + (p.duration or 0))*float(p.time_base or 0) for p in packets)
+    if declared - n - hidden > max(2, .02*declared) and not hidden: raise DataError(f'{path}: truncated, {n} of {declared} declared frames are there; copy it again or drop the clip')
+    if corrupt: raise DataError(f'{path}: truncated, its last frame is cut off; copy it again or drop the clip')
     if not declared and length - end > max(.02*length, .15): raise DataError(f'{path}: truncated, {end:.1f} of {length:.1f} declared seconds are there; copy it again or drop the clip')
-    return n, h, w, not avi or all(p.pts == p.dts for p in packets)
+    times = np.sort([float(t*base) for t in times if t is not None])
+    drift = np.abs(times - np.linspace(times[0], times[-1], len(times))).max() if len(times) else 0. # s: how far a frame is from where a constant rate would show it
+    return n, h, w, not hidden and 'mpegts' not in kind and ('avi' not in kind or same), bool(drift < .25)
 
 # %% ../nbs/00b_files.ipynb #927e14c7
 def _read_decord(path, index):
     import decord
-    if not _probe_video(str(path), file_stamp(path))[3]: raise DataError(f'{path}: an AVI whose presentation times are guessed, in which decord seeks to other frames than asked; read it with backend="av"')
+    if not _probe_video(str(path), file_stamp(path))[3]: raise DataError(f'{path}: its presentation times do not count its frames, and decord seeks to other frames than asked; read it with backend="av"')
     reader = decord.VideoReader(str(path), num_threads=1)
     if max(index) >= len(reader): raise DataError(f'{path}: frame {max(index)} asked, {len(reader)} can be decoded; the file is damaged')
     return reader.get_batch(list(index)).asnumpy()
@@ -125,7 +132,7 @@ def read_video(
     backend:str|None=None, # 'decord' | 'torchcodec' | 'av'; None = the first that is installed
 )->np.ndarray: # uint8 [T, H, W, 3]
     "Frames of a video by index; `DataError` when the file is missing, truncated or damaged"
-    n, _, _, timed = _probe_video(str(path), file_stamp(path))
+    n, _, _, timed, _ = _probe_video(str(path), file_stamp(path))
     index = range(n) if index is None else [int(i) for i in index]
     if len(index) == 0 or min(index) < 0 or max(index) >= n: raise DataError(f'{path}: frames {list(index)[:4]}... asked, expected indices in 0..{n-1}')
     for name in [backend] if backend else dict.fromkeys([_default_backend(), 'av'] if timed else ['av']):
@@ -323,12 +330,26 @@ def iter_frames(
     if modality.key in ('depth', 'flow') or is_array(path) or not _is_video(path):
         yield from (read_frames(path, modality, [i])[0] for i in range(frame_shape(path, modality)[0]))
         return
+    from av import FFmpegError
     _probe_video(path, file_stamp(path)) # refuses what is cut off before the first frame is used
     with _open_video(path) as box:
         stream = box.streams.video[0]
         stream.thread_type = 'AUTO'
-        try: yield from (f.to_ndarray(format='rgb24')[..., :modality.channels] for f in box.decode(stream))
+        try:
+            for f in box.decode(stream): yield f.to_ndarray(format='rgb24')[..., :modality.channels]
+        except FFmpegError as e: raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
         finally: stream.codec_context.flush_buffers()
+
+def check_playable(
+    path:str|os.PathLike, # any picture signal
+    in_seconds:bool=False, # will it be read by time?
+)->None:
+    "Refuse what would be read otherwise than it is shown: a picture that a tag turns, or, read by time, frames that are not equally far apart"
+    path = str(path)
+    if is_array(path) or path.endswith('.mat') or not _is_video(path): return
+    if in_seconds and not _probe_video(path, file_stamp(path))[4]: raise DataError(f'{path}: its frame rate varies, so that frames do not say the time; convert it to a constant rate')
+    with _open_video(path) as box: turned = getattr(next(box.decode(box.streams.video[0]), None), 'rotation', 0)
+    if turned: raise DataError(f'{path}: a tag asks players to turn the picture by {turned} degrees; write it upright first')
 
 # %% ../nbs/00b_files.ipynb #b418ec63
 def resize_frames(

@@ -171,6 +171,88 @@ def test_exports_say_the_same(tmp_path, name, modality, size, kind):
     assert not [p for p in (str(Path(deploy.__file__).parent), str(tmp_path), str(Path.home())+'/') if p.encode() in raw]
 
 
+def test_nobodys_picture_is_in_an_export(tmp_path):
+    "`torch.export` keeps the example it recorded"
+    import io
+    import zipfile
+    s = net_of('small')
+    export_student(s, tmp_path/'a.pt2', clips := deploy._random_clips(s, 2))
+    with zipfile.ZipFile(tmp_path/'a.pt2') as z: samples = [torch.load(io.BytesIO(z.read(n)), weights_only=False) for n in z.namelist() if 'sample_inputs' in n]
+    tensors = [t for x in samples for t in torch.utils._pytree.tree_leaves(x) if isinstance(t, torch.Tensor)]
+    assert clips.any() and not any(t.any() for t in tensors)
+
+
+def test_a_camera_may_reuse_its_buffer(student):
+    frames = np.random.default_rng(1).integers(0, 256, (8, 52, 52, 3), dtype=np.uint8)
+    def camera():
+        buffer = np.empty_like(frames[0])
+        for f in frames: buffer[:] = f; yield buffer
+    assert np.array_equal(next(watch(student, camera(), 8.))[2], next(watch(student, frames, 8.))[2])
+
+
+def test_training_clips_of_several_sizes(run, tmp_path):
+    "No size of the training could be restored for a new video"
+    out, df = run
+    odd = df.assign(rgb=df.rgb.where(df.index != df.index[(df.split == 'train')][0], str(write_video(tmp_path/'odd.avi', np.zeros((8, 64, 80, 3), np.uint8)))))
+    refused(lambda: load_student(out, 'rgb', df=odd), '2 sizes', '52x52', 'short_side')
+
+
+def encoded(path, kind, pts=None, n=60, rate=30):
+    "A numbered video, H.264 as cameras write it"
+    import av
+    with av.open(str(path), 'w', format=kind) as box:
+        stream = box.add_stream('libx264', rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = 64, 64, 'yuv420p', 1
+        for i in range(n):
+            f = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 4*i, np.uint8), 'rgb24')
+            f.pts = i if pts is None else pts[i]
+            for p in stream.encode(f): box.mux(p)
+        for p in stream.encode(): box.mux(p)
+    return path
+
+
+@pytest.mark.parametrize('kind', ['mp4', 'matroska', 'mpegts', 'mov', 'flv'])
+def test_frames_by_number_and_in_order_agree_in_every_container(tmp_path, kind):
+    "decord loses the first frames of a transport stream; then PyAV reads"
+    file = encoded(tmp_path/f'a.{kind}', kind)
+    frames = list(iter_frames(file, MODALITIES['rgb']))
+    assert len(frames) == 60 and [round(f.mean()/4) for f in frames] == pytest.approx(range(60), abs=1)
+    for i in (0, 30, 59): assert np.array_equal(read_video(file, [i])[0], frames[i])
+
+
+def test_time_that_frames_do_not_tell(student, tmp_path):
+    pts = np.cumsum([1]*30 + [6]*30)
+    refused(lambda: timeline(student, encoded(tmp_path/'vfr.mp4', 'mp4', [int(p) for p in pts]), 1.), 'vfr.mp4', 'frame rate varies')
+    assert len(timeline(student, tmp_path/'vfr.mp4', 1., fps=30.)) == 3 and len(timeline(student, tmp_path/'vfr.mp4')) == 1
+
+
+def test_a_picture_that_a_tag_turns(student, tmp_path):
+    "As phones write it: the matrix of the track header turns what players show"
+    import struct
+    raw = bytearray(encoded(tmp_path/'a.mp4', 'mp4').read_bytes())
+    at = raw.find(b'tkhd') + 4
+    at += 4 + (32 if raw[at] else 20) + 16
+    raw[at:at + 36] = struct.pack('>9i', 0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
+    (tmp_path/'phone.mp4').write_bytes(raw)
+    assert len(timeline(student, tmp_path/'a.mp4')) == 1
+    for window in (None, 1.): refused(lambda: timeline(student, tmp_path/'phone.mp4', window), 'phone.mp4', 'turn the picture by')
+
+
+def test_a_cut_without_encoding_anew(tmp_path):
+    "It keeps the packets since the last key frame and hides their frames by an edit list; hidden ones are no frames"
+    import av
+    with av.open(str(encoded(tmp_path/'a.mp4', 'mp4'))) as i, av.open(str(tmp_path/'cut.mp4'), 'w') as o:
+        a, b = i.streams.video[0], None
+        b = o.add_stream_from_template(a)
+        for p in i.demux(a):
+            if p.dts is None: continue
+            off = int(.4/p.time_base); p.pts -= off; p.dts -= off; p.stream = b; o.mux(p)
+    frames = list(iter_frames(tmp_path/'cut.mp4', MODALITIES['rgb']))
+    n = frame_shape(tmp_path/'cut.mp4', MODALITIES['rgb'])[0]
+    assert n == len(frames) < 60
+    for k in (0, n//2, n - 1): assert np.array_equal(read_video(tmp_path/'cut.mp4', [k])[0], frames[k])
+
+
 class Sly(torch.nn.Module):
     "Another network while it is recorded"
     def __init__(self, net): super().__init__(); self.net = net
@@ -196,7 +278,7 @@ def test_shipped_folder(run, student, tmp_path):
     x = torch.stack([student.clip(p) for p in df.rgb.iloc[:6]])
     for runtime in ('torch', 'onnx'):
         s = load_student(tmp_path/'b', runtime=runtime)
-        assert replace(s.card, parity={}) == student.card and np.abs(s(x) - student(x)).max() < 1e-5
+        assert replace(s.card, parity={}, files={}) == student.card and np.abs(s(x) - student(x)).max() < 1e-5
     said = (tmp_path/'b'/'student.json').read_text()
     assert str(out.parent) not in said and df.clip_id.iloc[0][:8] not in said
     card = json.loads(said)
@@ -230,16 +312,30 @@ def test_refusals(run, student, tmp_path, monkeypatch):
     refused(lambda: predict(student, [tmp_path/'bad.mp4'], window_s=1.), 'bad.mp4')
     refused(lambda: list(watch(student, [], 8.)), 'no frame came')
     refused(lambda: list(watch(student, np.zeros((5, 52, 52, 3), np.uint8), 8.)), '5 frame(s)')
-    refused(lambda: list(watch(student, np.zeros((9, 52, 52, 3), np.uint8), 0.)), 'fps=0.0')
+    some = np.zeros((9, 52, 52, 3), np.uint8)
+    for bad in (dict(fps=0.), dict(fps=-5.), dict(fps=float('inf')), dict(fps=8., window_s=0.), dict(fps=8., window_s=float('inf')), dict(fps=8., stride_s=-1.)): refused(lambda: list(watch(student, some, **bad)), 'expected numbers above 0')
+    for bad in (some.astype(np.float32)/255, some.astype(np.uint16), some[..., 0], np.concatenate([some, some], -1)):
+        refused(lambda: list(watch(student, bad, 8.)), 'expected [H, W, C] with C = 3, uint8')
+        refused(lambda: student.clip_of(bad), 'expected [T, H, W, C] with C = 3, uint8')
+    refused(lambda: timeline(student, df.rgb.iloc[0], None, 1.), 'without window_s')
+    refused(lambda: timeline(student, df.rgb.iloc[0], fps=-5.), 'fps=-5.0')
+    refused(lambda: timeline(student, write_video(tmp_path/'five.avi', some[:5]), 1.), 'five.avi', '5 frame(s)')
     refused(lambda: list(watch(replace(student, card=replace(student.card, seconds=None)), [], 8.)), 'length of the window')
     refused(lambda: replace(student, card=replace(student.card, heads=dict(action=['a'])))(student.clip(df.rgb.iloc[0])[None]), '10 logits for 1 classes', kind=ModelError)
     ship(out, tmp_path/'s', 'rgb', ('onnx',))
     refused(lambda: load_student(tmp_path/'s', runtime='onnx')(torch.zeros(1, 3, 8, 40, 48, dtype=torch.uint8)), '[3, 8, 48, 48]', '[3, 8, 40, 48]', kind=ModelError)
     (tmp_path/'s'/'student.onnx').write_bytes(b'cut off')
-    refused(lambda: load_student(tmp_path/'s', runtime='onnx'), 'not a readable ONNX file', kind=ModelError)
+    refused(lambda: load_student(tmp_path/'s', runtime='onnx'), 'is not the file that was shipped')
+    refused(lambda: deploy._onnx(tmp_path/'s'/'student.onnx'), 'not a readable ONNX file', kind=ModelError)
+    (tmp_path/'s'/'model.safetensors').write_bytes((out/'depth'/'model.safetensors').read_bytes())
+    refused(lambda: load_student(tmp_path/'s'), 'model.safetensors', 'is not the file that was shipped')
     (tmp_path/'s'/'student.onnx').unlink()
     refused(lambda: load_student(tmp_path/'s', runtime='onnx'), 'no such file', kind=ModelError)
     card = read_json(tmp_path/'s'/'student.json')
+    for bad in (dict(temperature=0), dict(temperature=-1.), dict(temperature=None), dict(temperature='1'), dict(frame=[0, 0]), dict(frame=[52]), dict(frame=['a', 'b']), dict(fov='abc'), dict(fov='0 0 0 0'), dict(heads=['a']), dict(heads={}),
+                dict(reading=card['reading'] | dict(clip_len='8')), dict(reading=card['reading'] | dict(colour='BGR')), dict(reading=card['reading'] | dict(sampling='often'))):
+        write_json(tmp_path/'s'/'student.json', card | bad)
+        refused(lambda: load_student(tmp_path/'s'), 'student.json' if 'often' not in str(bad) else 'often')
     write_json(tmp_path/'s'/'student.json', card | dict(colour='BGR'))
     refused(lambda: load_student(tmp_path/'s'), 'colour', 'ship the student again')
     found = importlib.util.find_spec
@@ -265,6 +361,11 @@ def test_picture(student, run):
     ax = fig.axes[0]
     assert [x.get_text() for x in ax.get_yticklabels()] == student.card.columns and ax.patches[0].get_y() == 3
     assert np.allclose(ax.collections[0].get_array(), t.iloc[:, 2:].to_numpy().T)
+    two = replace(net_of('small'), card=Card('x', 'rgb', dict(verb=['take', 'put'], noun=['cup', 'lid', 'pan']), READ, (52, 52), seconds=1.))
+    t = timeline(two, run[1].rgb.iloc[0], 1.)
+    ours = [line.get_ydata()[0] for line in plot_timeline(t).axes[0].lines]
+    assert ours == [t.iloc[0, 2:4].to_numpy(float).argmax() + .5, 2 + t.iloc[0, 4:].to_numpy(float).argmax() + .5]
+    refused(lambda: plot_timeline(t.assign(stop_s=np.nan)), 'no axis')
 
 
 def moddist(*args): return subprocess.run([sys.executable, '-c', 'from moddist.cli import main; main()', *map(str, args)], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
