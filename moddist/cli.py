@@ -256,15 +256,13 @@ def _predict(
 ):
     "What a student sees in videos."
     import pandas as pd
-    from moddist.core import DataError, atomic, progress, signal
-    from moddist.deploy import likeliest, load_student, plot_timeline, timeline
-    from moddist.files import frame_shape
+    from moddist.core import DataError, atomic
+    from moddist.deploy import likeliest, load_student, plot_timeline, timelines
     if plot and (len(videos) > 1 or plot.suffix not in ('.png', '.svg', '.pdf')): raise DataError(f'--plot {plot}: expected a .png, .svg or .pdf, and one video')
     for f in (out, plot):
         if f and f.is_dir(): raise DataError(f'{f}: is a folder; expected the name of a file')
     s = load_student(student, step, runtime)
-    for v in videos: frame_shape(v, signal(s.card.signal).modality)
-    seen = {v: timeline(s, v, window, stride, fps) for v in progress(videos, 'videos', unit='video')}
+    seen = timelines(s, videos, window, stride, fps)
     found = pd.concat([likeliest(s, t, v, top) for v, t in seen.items()])
     print(found.drop(columns=[] if len(s.card.heads) > 1 else 'head').round(3).to_string(index=False))
     if long := [v for v, t in seen.items() if window is None and s.card.seconds and t.stop_s.iloc[0] > 3*s.card.seconds]:
