@@ -50,8 +50,10 @@ def paint(
 
 # %% ../nbs/01f_show.ipynb #eae50297
 BONES = { # pairs of joints by number of joints
-    25: ((3, 2), (2, 20), (20, 1), (1, 0), (20, 4), (4, 5), (5, 6), (6, 7), (20, 8), (8, 9), (9, 10), (10, 11), (0, 12), (12, 13), (13, 14), (14, 15), (0, 16), (16, 17), (17, 18), (18, 19)),
-    20: ((0, 1), (1, 2), (2, 3), (1, 4), (4, 5), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (10, 11), (3, 12), (12, 13), (13, 14), (14, 15), (3, 16), (16, 17), (17, 18), (18, 19)),
+    25: ((3, 2), (2, 20), (20, 1), (1, 0), (20, 4), (4, 5), (5, 6), (6, 7), (20, 8), (8, 9), (9, 10), (10, 11),
+         (0, 12), (12, 13), (13, 14), (14, 15), (0, 16), (16, 17), (17, 18), (18, 19)),
+    20: ((0, 1), (1, 2), (2, 3), (1, 4), (4, 5), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (10, 11),
+         (3, 12), (12, 13), (13, 14), (14, 15), (3, 16), (16, 17), (17, 18), (18, 19)),
     17: ((0, 5), (0, 6), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
 }
 _BOX_COLOURS = {1: '#E69F00', 2: '#56B4E9'} # object, hand
@@ -84,9 +86,12 @@ def _image_pane(clip, s, go, overlays):
     uris = [_uri(p) for p in pictures]
     draw = [lambda t: go.Image(source=uris[t], hoverinfo='skip')]
     for o, x in overlays:
-        for kind in _BOX_COLOURS if o.modality.kind == 'boxes' else (0,): draw.append(lambda t, o=o, x=x, kind=kind: _overlay(o, x, t, kind, size, go))
-    unit = {'depth': ' mm', 'flow': ' px per frame'}.get(s.modality.key, '')
-    return draw, s.key + (f'<br><span style="font-size:10px">{limits[0]:.0f} to {limits[1]:.{0 if limits[1] > 50 else 1}f}{unit}</span>' if unit else '')
+        kinds = _BOX_COLOURS if o.modality.kind == 'boxes' else (0,)
+        draw += [lambda t, o=o, x=x, kind=kind: _overlay(o, x, t, kind, size, go) for kind in kinds]
+    unit = {'depth': ' mm', 'flow': ' px per frame'}.get(s.modality.key)
+    return draw, _heading(s, f'{limits[0]:.0f} to {limits[1]:.{0 if limits[1] > 50 else 1}f}{unit}' if unit else '')
+
+def _heading(s, small): return s.key + (f'<br><span style="font-size:10px">{small}</span>' if small else '')
 
 def _overlay(o, x, t, kind, size, go):
     if o.modality.kind == 'boxes': (px, py), colour = _box_lines(x, t, kind, size), _BOX_COLOURS[kind]
@@ -97,14 +102,22 @@ def _overlay(o, x, t, kind, size, go):
 
 def _joints_pane(clip, s, go):
     x = clip.as_subclass(Tensor).numpy()
-    return [lambda t: go.Scatter(x=(l := _bone_lines(x, t))[0], y=l[1], mode='lines+markers', marker=dict(size=4), line=dict(color='#0072B2', width=2), hoverinfo='skip')], s.key + '<br><span style="font-size:10px">m, from the front</span>'
+    def bones(t):
+        px, py = _bone_lines(x, t)
+        return go.Scatter(x=px, y=py, mode='lines+markers', marker=dict(size=4), line=dict(color='#0072B2', width=2), hoverinfo='skip')
+    return [bones], _heading(s, 'm, from the front')
 
 def _lines_pane(clip, s, go):
     x = clip.as_subclass(Tensor).numpy()
     x = x.reshape(len(x), -1)[:, ::max(1, x[0].size//800)]
     at = np.linspace(0, 1, x.shape[1])
     lines = [lambda t, v=v, c=c: go.Scatter(x=at, y=v, mode='lines', line=dict(width=1), name=f'{s.key} {c}') for c, v in enumerate(x)]
-    return lines, f'{s.key}<br><span style="font-size:10px">{s.modality.unit}</span>'
+    return lines, _heading(s, s.modality.unit)
+
+def _pane(clip, s, go, overlays):
+    "What is drawn at instant t, as functions of t, and the heading over it"
+    if s.modality.is_image: return _image_pane(clip, s, go, overlays)
+    return (_joints_pane if s.modality.kind == 'joints' else _lines_pane)(clip, s, go)
 
 # %% ../nbs/01f_show.ipynb #745d22f2
 def show_clip(
@@ -118,17 +131,19 @@ def show_clip(
     "Play a clip: its signals side by side at the same instants, with boxes and joints over the pictures"
     import plotly.graph_objects as go
     signals, overlays = [signal(s) for s in signals], [signal(o) for o in overlays]
-    if wrong := [o.key for o in overlays if o.modality.kind != 'boxes' and o.modality.key != 'pose']: raise DataError(f'overlay {wrong[0]!r}: expected boxes or a 2-D pose; show a 3-D skeleton as a signal of its own')
+    if wrong := [o.key for o in overlays if o.modality.kind != 'boxes' and o.modality.key != 'pose']:
+        raise DataError(f'overlay {wrong[0]!r}: expected boxes or a 2-D pose; show a 3-D skeleton as a signal of its own')
     sampler = sampler or _whole(row, signals)
     over = [(o, load_clip(row, o, sampler, drawn=drawn).as_subclass(Tensor).numpy()) for o in overlays]
     clips = [load_clip(row, s, sampler, drawn=drawn) for s in signals]
-    panes = [_image_pane(c, s, go, over) if s.modality.is_image else _joints_pane(c, s, go) if s.modality.kind == 'joints' else _lines_pane(c, s, go) for c, s in zip(clips, signals)]
+    panes = [_pane(c, s, go, over) for c, s in zip(clips, signals)]
     ref = signal(sampler.reference)
     n = clip_extent(row, ref)[0]
     start, stop = clip_span(row, n)
     drawn = drawn or draw(sampler, row['clip_id'], stop - start, False)
     shown = '' if len(drawn.index) == stop - start else f' · {len(drawn.index)} of {stop - start} frames of {ref.key}'
-    return _player(panes, signals, clips, [start + i for i in drawn.index], f'{row.get("action", row.get("label", ""))} · {row["clip_id"]}{shown}', columns)
+    title = f'{row.get("action", row.get("label", ""))} · {row["clip_id"]}{shown}'
+    return _player(panes, signals, clips, [start + i for i in drawn.index], title, columns)
 
 def _whole(row, signals):
     "A sampler that spreads up to 24 frames over the clip"
@@ -141,7 +156,6 @@ def _whole(row, signals):
 # %% ../nbs/01f_show.ipynb #a0d115e7
 def _player(panes, signals, clips, numbers, title, columns):
     "A figure with one animation frame per instant, a play button and a slider with the frame numbers of the file"
-    n = len(numbers)
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
     rows, columns = -(-len(panes)//columns), min(columns, len(panes))
@@ -149,14 +163,9 @@ def _player(panes, signals, clips, numbers, title, columns):
     where = [(k, p) for k, (draw, _) in enumerate(panes) for p in draw]
     for k, p in where: fig.add_trace(p(0), k//columns + 1, k % columns + 1)
     moving = [i for i, (k, _) in enumerate(where) if signals[k].modality.kind in ('image', 'joints')]
-    fig.frames = [go.Frame(data=[where[i][1](t) for i in moving], traces=moving, name=str(t)) for t in range(n)]
-    now = dict(frame=dict(duration=0, redraw=True), mode='immediate', transition=dict(duration=0))
-    play = dict(frame=dict(duration=250, redraw=True), fromcurrent=True, transition=dict(duration=0))
-    fig.update_layout(title=dict(text=title, font=dict(size=14), x=.01, y=.98), showlegend=False, template='plotly_white', margin=dict(l=10, r=10, t=80, b=10), height=120 + 250*rows, hovermode=False,
-        updatemenus=[dict(type='buttons', direction='left', x=0, y=-.04, xanchor='left', yanchor='top', pad=dict(t=6), buttons=[
-            dict(label='▶', method='animate', args=[None, play]), dict(label='❚❚', method='animate', args=[[None], now])])],
-        sliders=[dict(x=.12, len=.88, y=-.02, pad=dict(t=6), currentvalue=dict(prefix='frame ', font=dict(size=11)), tickcolor='#fff', ticklen=0, minorticklen=0,
-                      steps=[dict(label=str(numbers[t]), method='animate', args=[[str(t)], now]) for t in range(n)])])
+    fig.frames = [go.Frame(data=[where[i][1](t) for i in moving], traces=moving, name=str(t)) for t in range(len(numbers))]
+    fig.update_layout(title=dict(text=title, font=dict(size=14), x=.01, y=.98), showlegend=False, template='plotly_white',
+                      margin=dict(l=10, r=10, t=80, b=10), height=120 + 250*rows, hovermode=False, **_controls(numbers))
     for k, (s, clip) in enumerate(zip(signals, clips)):
         axis = dict(row=k//columns + 1, col=k % columns + 1)
         if s.modality.is_image: fig.update_xaxes(visible=False, **axis); fig.update_yaxes(visible=False, **axis)
@@ -165,14 +174,46 @@ def _player(panes, signals, clips, numbers, title, columns):
     for note in fig.layout.annotations: note.font.size = 13
     return fig
 
+def _controls(numbers):
+    "Play, pause, and a slider with the frame numbers of the file"
+    now = dict(frame=dict(duration=0, redraw=True), mode='immediate', transition=dict(duration=0))
+    play = dict(frame=dict(duration=250, redraw=True), fromcurrent=True, transition=dict(duration=0))
+    buttons = [dict(label='▶', method='animate', args=[None, play]), dict(label='❚❚', method='animate', args=[[None], now])]
+    steps = [dict(label=str(n), method='animate', args=[[str(t)], now]) for t, n in enumerate(numbers)]
+    return dict(updatemenus=[dict(type='buttons', direction='left', x=0, y=-.04, xanchor='left', yanchor='top', pad=dict(t=6), buttons=buttons)],
+                sliders=[dict(x=.12, len=.88, y=-.02, pad=dict(t=6), currentvalue=dict(prefix='frame ', font=dict(size=11)),
+                              tickcolor='#fff', ticklen=0, minorticklen=0, steps=steps)])
+
 def _joints_axes(fig, x, s, axis):
     "Equal units, fixed over the clip"
     lo, hi = np.nanmin(x[:2], (1, 2, 3)), np.nanmax(x[:2], (1, 2, 3))
     y = [lo[1] - .1, hi[1] + .1]
     fig.update_xaxes(range=[lo[0] - .1, hi[0] + .1], visible=False, **axis)
-    fig.update_yaxes(range=y if s.modality.key == 'skeleton' else y[::-1], visible=False, scaleanchor=fig.get_subplot(axis['row'], axis['col']).xaxis.plotly_name.replace('xaxis', 'x'), **axis)
+    beside = fig.get_subplot(axis['row'], axis['col']).xaxis.plotly_name.replace('xaxis', 'x')
+    fig.update_yaxes(range=y if s.modality.key == 'skeleton' else y[::-1], visible=False, scaleanchor=beside, **axis)
 
-# %% ../nbs/01f_show.ipynb #e54d0a08
+# %% ../nbs/01f_show.ipynb #f3abcbc1
+def _class_panel(fig, df, names, split, used):
+    "Clips of each class in the order of the labels, stacked by split"
+    order = names.groupby(df.label).first().tolist()
+    for s in used:
+        n = names[split == s].value_counts().reindex(order, fill_value=0)
+        fig.add_bar(x=order, y=n, name=s, marker_color=SPLIT_COLOURS[s], row=1, col=1)
+    fig.update_xaxes(tickangle=-40, tickfont=dict(size=9), row=1, col=1); fig.update_yaxes(title='clips', row=1, col=1)
+
+def _signal_panel(fig, df, keys, split, used):
+    "Share of the clips of each split that have each signal"
+    share = np.array([[100*df.loc[split == s, k].notna().mean() for k in keys] for s in used])
+    fig.add_heatmap(z=share, x=keys, y=used, zmin=0, zmax=100, colorscale='Greens', showscale=False, xgap=2, ygap=2,
+                    texttemplate='%{z:.0f}', hovertemplate='%{x}, %{y}: %{z:.1f} %<extra></extra>', row=2, col=2)
+
+def _is_signal(df, c):
+    "A column named like a modality that holds paths, or nothing at all"
+    try: signal(c)
+    except DataError: return False
+    return bool(df[c].dropna().astype(str).str.contains(r'[/\\.]').all())
+
+# %% ../nbs/01f_show.ipynb #5ee814b4
 def _lengths(df, s, sample, seed=0):
     "Frames per clip on a sample of the index"
     have = df[df[s.key].notna()]
@@ -182,6 +223,41 @@ def _lengths(df, s, sample, seed=0):
         except DataError: continue # the doctor's business
     return found
 
+def _length_panel(fig, df, s, sample):
+    "Histogram of the lengths by one image signal; no bars when there is none, or nothing is to be looked up"
+    if sample and s:
+        n = _lengths(df, s, sample) or [0]
+        fig.add_histogram(x=n, xbins=dict(start=min(n) - .5, size=max(1, (max(n) - min(n))//24)), marker_color='#6b7280',
+                          showlegend=False, name=s.key, row=1, col=2)
+    fig.update_xaxes(title=f'frames of {s.key if s else "a signal"}{" (sample)" if sample < len(df) else ""}', row=1, col=2)
+
+# %% ../nbs/01f_show.ipynb #56dc3879
+def _crossed(df, by):
+    by = [b for b in by if b in df]
+    return ' by '.join(by) if by else 'clips per split'
+
+def _cross_panel(fig, df, by, split, used):
+    "Counts of two columns as a heat map, of one as bars, coloured by split; else the splits themselves"
+    by = [b for b in by if b in df]
+    if len(by) == 2: return _cross_map(fig, df, by, split, used)
+    x = df[by[0]] if by else pd.Series('all', index=df.index)
+    for s in used:
+        n = x[split == s].value_counts().sort_index()
+        fig.add_bar(x=[str(v) for v in n.index], y=n.values, marker_color=SPLIT_COLOURS[s], showlegend=False, name=s, row=2, col=1)
+
+def _cross_map(fig, df, by, split, used):
+    "Clips per field of two columns; its colour is its split, `mixed` where it has several"
+    n = df.groupby(by[::-1]).size().unstack(fill_value=0)
+    sides = split.groupby([df[b] for b in by[::-1]]).agg(lambda s: s.iloc[0] if s.nunique() == 1 else 'mixed').unstack().fillna('none').values
+    kinds = [*used, 'mixed', 'none']
+    colours = [*(SPLIT_COLOURS[s] for s in used), '#7a5195', '#ffffff']
+    scale = [(p, c) for i, c in enumerate(colours) for p in (i/len(colours), (i + 1)/len(colours))]
+    fig.add_heatmap(z=[[kinds.index(v) + .5 for v in line] for line in sides], zmin=0, zmax=len(kinds), colorscale=scale, showscale=False,
+                    xgap=1, ygap=1, text=n.values, texttemplate='%{text}' if n.size <= 200 else None, customdata=sides,
+                    x=[str(v) for v in n.columns], y=[f'{by[1]} {v}' for v in n.index],
+                    hovertemplate=f'{by[0]} %{{x}}, %{{y}}: %{{text}} clips, %{{customdata}}<extra></extra>', row=2, col=1)
+
+# %% ../nbs/01f_show.ipynb #e54d0a08
 def data_card(
     df:pd.DataFrame, # clip index
     by:Sequence[str]=('subject', 'camera'), # two columns to cross in the last panel; those that are missing are left out
@@ -195,49 +271,14 @@ def data_card(
     names = df.action if 'action' in df else df.label.astype(str)
     keys = [c for c in df.columns if _is_signal(df, c)]
     used = [s for s in SPLIT_COLOURS if (split == s).any()]
+    image = next((signal(k) for k in keys if signal(k).modality.is_image and df[k].notna().any()), None)
     fig = make_subplots(2, 2, row_heights=[.5, .5], column_widths=[.62, .38], vertical_spacing=.2, horizontal_spacing=.12,
                         subplot_titles=['clips per class', 'frames per clip', _crossed(df, by), 'clips that have the signal, %'])
-    order = names.groupby(df.label).first().tolist()
-    for s in used:
-        n = names[split == s].value_counts().reindex(order, fill_value=0)
-        fig.add_bar(x=order, y=n, name=s, marker_color=SPLIT_COLOURS[s], row=1, col=1)
-    images = [signal(k) for k in keys if signal(k).modality.is_image and df[k].notna().any()]
-    if sample and images:
-        n = _lengths(df, images[0], sample) or [0]
-        fig.add_histogram(x=n, xbins=dict(start=min(n) - .5, size=max(1, (max(n) - min(n))//24)), marker_color='#6b7280', showlegend=False, name=images[0].key, row=1, col=2)
+    _class_panel(fig, df, names, split, used)
+    _length_panel(fig, df, image, sample)
     _cross_panel(fig, df, by, split, used)
-    share = np.array([[100*df.loc[split == s, k].notna().mean() for k in keys] for s in used])
-    fig.add_heatmap(z=share, x=keys, y=used, zmin=0, zmax=100, colorscale='Greens', showscale=False, xgap=2, ygap=2, texttemplate='%{z:.0f}', hovertemplate='%{x}, %{y}: %{z:.1f} %<extra></extra>', row=2, col=2)
-    fig.update_layout(barmode='stack', template='plotly_white', height=640, margin=dict(l=50, r=20, t=90, b=40), title=dict(text=title or f'{len(df):,} clips, {df.label.nunique()} classes', font=dict(size=15), x=.01),
+    _signal_panel(fig, df, keys, split, used)
+    fig.update_layout(barmode='stack', template='plotly_white', height=640, margin=dict(l=50, r=20, t=90, b=40),
+                      title=dict(text=title or f'{len(df):,} clips, {df.label.nunique()} classes', font=dict(size=15), x=.01),
                       legend=dict(orientation='h', x=1, xanchor='right', y=1.12))
-    fig.update_xaxes(tickangle=-40, tickfont=dict(size=9), row=1, col=1); fig.update_yaxes(title='clips', row=1, col=1)
-    fig.update_xaxes(title=f'frames of {images[0].key if images else "a signal"}{" (sample)" if sample < len(df) else ""}', row=1, col=2)
     return fig
-
-def _is_signal(df, c):
-    "A column named like a modality that holds paths, or nothing at all"
-    try: signal(c)
-    except DataError: return False
-    return bool(df[c].dropna().astype(str).str.contains(r'[/\\.]').all())
-
-# %% ../nbs/01f_show.ipynb #56dc3879
-def _crossed(df, by):
-    by = [b for b in by if b in df]
-    return ' by '.join(by) if by else 'clips per split'
-
-def _cross_panel(fig, df, by, split, used):
-    "Counts of two columns as a heat map, of one as bars, coloured by split; else the splits themselves"
-    by = [b for b in by if b in df]
-    if len(by) == 2:
-        n = df.groupby(by[::-1]).size().unstack(fill_value=0)
-        sides = split.groupby([df[b] for b in by[::-1]]).agg(lambda s: s.iloc[0] if s.nunique() == 1 else 'mixed').unstack().fillna('none').values
-        kinds = [*used, 'mixed', 'none']
-        colours = [*(SPLIT_COLOURS[s] for s in used), '#7a5195', '#ffffff']
-        scale = [(p, c) for i, c in enumerate(colours) for p in (i/len(colours), (i + 1)/len(colours))]
-        fig.add_heatmap(z=[[kinds.index(v) + .5 for v in line] for line in sides], zmin=0, zmax=len(kinds), colorscale=scale, showscale=False, xgap=1, ygap=1, text=n.values, texttemplate='%{text}' if n.size <= 200 else None, customdata=sides,
-                        x=[str(v) for v in n.columns], y=[f'{by[1]} {v}' for v in n.index], hovertemplate=f'{by[0]} %{{x}}, %{{y}}: %{{text}} clips, %{{customdata}}<extra></extra>', row=2, col=1)
-    else:
-        x = df[by[0]] if by else pd.Series('all', index=df.index)
-        for s in used:
-            n = x[split == s].value_counts().sort_index()
-            fig.add_bar(x=[str(v) for v in n.index], y=n.values, marker_color=SPLIT_COLOURS[s], showlegend=False, name=s, row=2, col=1)
