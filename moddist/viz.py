@@ -44,8 +44,8 @@ def scale(
     lo, hi = min(min(r.min(), h.min()) for r, h in pairs), max(max(r.max(), h.max()) for r, h in pairs)
     lo = min(0., float(lo)); hi = max(float(hi), lo + 1e-6)
     diff = max(float(np.abs(h.astype(np.float32) - r).max()) for r, h in pairs) or hi - lo
-    over = f'all frames of {"this clip" if len(clips) == 1 else f"{len(clips)} clips"}' + (', all channels' if per == 'layer' else '')
-    return Scale(lo, hi, diff, over)
+    n = len({c.clip_id for c in clips})                                              # two students on one clip are one clip
+    return Scale(lo, hi, diff, f'all frames of {"this clip" if n == 1 else f"{n} clips"}' + ', all channels'*(per == 'layer'))
 
 # %% ../nbs/04_viz.ipynb #abfd3a21
 @dataclass(frozen=True)
@@ -68,10 +68,13 @@ def view(
     "What to draw for one frame, layer and channel; `ModelError` when there is no such thing"
     layer = _layer(maps, layer); real, hall = maps.layers[layer]
     if not 0 <= frame < len(maps): raise ModelError(f'frame {frame}: clip {maps.clip_id!r} has frames 0 to {len(maps)-1}')
-    if not MEAN <= channel < len(real): raise ModelError(f'channel {channel}: layer {layer!r} has channels 0 to {len(real)-1}, or {MEAN} for their mean')
+    if not MEAN <= channel < len(real):
+        raise ModelError(f'channel {channel}: layer {layer!r} has channels 0 to {len(real)-1}, or {MEAN} for their mean')
     r, h = (planes(m, channel)[frame * m.shape[1] // len(maps)] for m in (real, hall))
     d = maps.depth[frame]
-    return View(maps.rgb[frame], d if d.ndim == 3 else np.where(d > 0, d, np.nan).astype(np.float32), r, h, h - r, *map(float, agreement(r, h, axes=(-2, -1))))
+    if d.ndim < 3: d = np.where(d > 0, d, np.nan).astype(np.float32)
+    cosine, correlation = agreement(r, h, axes=(-2, -1))
+    return View(maps.rgb[frame], d, r, h, h - r, float(cosine), float(correlation))
 
 # %% ../nbs/04_viz.ipynb #56d2ea81
 def _layer(maps:FeatureMaps, layer:str|None)->str:
@@ -100,15 +103,17 @@ def _num(x:float, digits:int=2)->str: return 'undefined' if np.isnan(x) else f'{
 
 def _picture(ax, image, title='', ylabel='', **kw):
     "One picture without ticks, pixels as they are"
-    ax.patch.set(facecolor=_GREY, edgecolor='#b4b8bf', hatch='////'); ax.set(xticks=[], yticks=[])   # stripes: grey alone is a depth for who sees no green
+    ax.patch.set(facecolor=_GREY, edgecolor='#b4b8bf', hatch='////')     # stripes: grey alone is a depth for who sees no green
+    ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=9); ax.set_ylabel(ylabel, fontsize=9)
     for s in ax.spines.values(): s.set_visible(False)
     return ax.imshow(image, interpolation='nearest', **kw)
 
 def _cameras(maps:FeatureMaps):
     "Title, field of `View` and colours of the two cameras' pictures"
-    near, far = depth_range(maps) if maps.depth.ndim == 3 else (0, 1)
-    return (maps.student_title, 'rgb', {}), (maps.teacher_title, 'depth', dict(cmap=COLOURS['depth'], vmin=near, vmax=far) if maps.depth.ndim == 3 else {})
+    kw = {}
+    if maps.depth.ndim == 3: kw = dict(zip(('vmin', 'vmax'), depth_range(maps)), cmap=COLOURS['depth'])
+    return (maps.student_title, 'rgb', {}), (maps.teacher_title, 'depth', kw)
 
 def _grid(fig, rows:int, cols:int):
     "Axes [rows, cols] and a function that makes a colour bar right of some of the rows"
@@ -120,7 +125,8 @@ def _three_rows(axs, bar, maps:FeatureMaps, layer:str, views:Sequence[View], sca
     "Real, hallucinated, difference in the last three rows, with their two colour bars"
     lo, hi, d = min(s.lo for s in scales), max(s.hi for s in scales), max(s.diff for s in scales)
     value, signed = dict(cmap=COLOURS['feature'], vmin=lo, vmax=hi), dict(cmap=COLOURS['diff'], vmin=-d, vmax=d)
-    rows = [('real', f'real\n({maps.teacher_title})', value), ('hallucinated', f'hallucinated\n(from {maps.student_title})', value), ('diff', 'hallucinated\n\N{MINUS SIGN} real', signed)]
+    rows = [('real', f'real\n({maps.teacher_title})', value), ('hallucinated', f'hallucinated\n(from {maps.student_title})', value),
+            ('diff', 'hallucinated\n\N{MINUS SIGN} real', signed)]
     top = len(axs) - 3
     for i, (key, label, kw) in enumerate(rows, top):
         for j, v in enumerate(views): m = _picture(axs[i, j], getattr(v, key), titles[j] if titles and i == top else '', '' if j else label, **kw)
@@ -142,7 +148,8 @@ def show_feature_maps(
     views = [view(maps, frame, layer, c) for c in chosen]
     fig = Figure(figsize=(size*(len(chosen) + 1.5) + 1.2, size*3 + .5), layout='constrained')
     left, right = fig.subfigures(1, 2, width_ratios=[1.3, len(chosen) + 1.4])
-    for ax, (title, key, kw) in zip(left.subplots(2, 1), _cameras(maps)): m = _picture(ax, getattr(views[0], key), f'{title}, frame {frame}' if key == 'rgb' else title, **kw)
+    for ax, (title, key, kw) in zip(left.subplots(2, 1), _cameras(maps)):
+        m = _picture(ax, getattr(views[0], key), f'{title}, frame {frame}' if key == 'rgb' else title, **kw)
     if kw: left.colorbar(m, ax=ax, label=maps.unit, orientation='horizontal', aspect=14, pad=.02)
     titles = [f'{_name(c).replace(" over channels", "")}\nr = {_num(v.correlation)}' for c, v in zip(chosen, views)]
     _three_rows(*_grid(right, 3, len(chosen)), maps, layer, views, [scale(maps, layer, c) for c in chosen], titles)
@@ -212,6 +219,15 @@ def through_time(
     i, j, frames = int((y + .5)/H*h), int((x + .5)/W*w), np.arange(len(maps))*real.shape[1]//len(maps)
     return tuple(planes(m, channel)[frames, min(i, h - 1), min(j, w - 1)] for m in (real, hall))
 
+# %% ../nbs/04_viz.ipynb #fd701da0
+def _place_curves(ax, curves:Mapping[str, np.ndarray], frame:int, title:str):
+    "Activations at one place, the real one solid, with a line at the frame that is shown"
+    for k, (name, v) in enumerate(curves.items()):
+        ax.plot(v, ['-', '--', ':'][(k and 1 + (k - 1) % 2)], c=['#0072b2', '#d55e00', '#009e73'][k % 3], marker='.', label=name)
+    ax.axvline(frame, c='#999', lw=.8, ls=':'); ax.legend(fontsize=7, frameon=False); ax.tick_params(labelsize=8)
+    ax.set_xlabel('frame', fontsize=8); ax.set_title(title, fontsize=9)
+
+# %% ../nbs/04_viz.ipynb #9e081526
 def show_place(
     maps:FeatureMaps|Mapping[str, FeatureMaps], # one clip; of several students by name
     x:float, # px of the RGB frame, from the left
@@ -228,16 +244,15 @@ def show_place(
     lim, (H, W) = scale(list(named.values()), layer, channel), m.rgb.shape[1:3]
     fig = Figure(figsize=(size*(3 + len(named)) + 3.2, size + .7), layout='constrained')
     axs = fig.subplots(1, 4 + len(named), width_ratios=[1]*(3 + len(named)) + [2.1])
-    draw = [(c, v, k) for (c, key, k) in _cameras(m) for v in [getattr(view(m, frame, layer, channel), key)]]
-    draw += [('real', view(m, frame, layer, channel).real, None)] + [(n, view(v, frame, layer, channel).hallucinated, None) for n, v in named.items()]
+    v, value = view(m, frame, layer, channel), dict(cmap=COLOURS['feature'], vmin=lim.lo, vmax=lim.hi)
+    draw = [(title, getattr(v, key), kw) for title, key, kw in _cameras(m)] + [('real', v.real, value)]
+    draw += [(n, view(o, frame, layer, channel).hallucinated, value) for n, o in named.items()]
     for ax, (title, z, kw) in zip(axs, draw):
-        _picture(ax, z, title, extent=(-.5, W - .5, H - .5, -.5), **(dict(cmap=COLOURS['feature'], vmin=lim.lo, vmax=lim.hi) if kw is None else kw))
-        ax.plot(x, y, 's', mfc='none', mec='k', ms=9, mew=3); ax.plot(x, y, 's', mfc='none', mec='#ffd400', ms=9, mew=1.4)
-    last = axs[-1]
-    for k, (name, v) in enumerate([('real', through_time(m, x, y, layer, channel)[0])] + [(n, through_time(v, x, y, layer, channel)[1]) for n, v in named.items()]):
-        last.plot(v, '-' if k == 0 else ['--', ':'][(k - 1) % 2], c=['#0072b2', '#d55e00', '#009e73'][k % 3], marker='.', label=name)
-    last.axvline(frame, c='#999', lw=.8, ls=':'); last.legend(fontsize=7, frameon=False); last.tick_params(labelsize=8)
-    last.set_xlabel('frame', fontsize=8); last.set_title(f'activation of {layer}, {_name(channel)},\nat x {x:g}, y {y:g} px', fontsize=9)
+        _picture(ax, z, title, extent=(-.5, W - .5, H - .5, -.5), **kw)
+        for colour, width in (('k', 3), ('#ffd400', 1.4)): ax.plot(x, y, 's', mfc='none', mec=colour, ms=9, mew=width)
+    curves = {n: through_time(o, x, y, layer, channel)[1] for n, o in named.items()}
+    real = through_time(m, x, y, layer, channel)[0]
+    _place_curves(axs[-1], {'real': real} | curves, frame, f'activation of {layer}, {_name(channel)},\nat x {x:g}, y {y:g} px')
     return fig
 
 # %% ../nbs/04_viz.ipynb #b3f935b5
@@ -262,7 +277,8 @@ def show_compare(
     for i, (label, m, key, kw) in enumerate(rows):
         for j, t in enumerate(frames):
             v = view(m, int(t), layer, channel)
-            im = _picture(axs[i, j], getattr(v, key), f'frame {t}' if not i else f'r {_num(v.correlation)}' if key == 'hallucinated' else '', '' if j else label, **kw)
+            title = f'frame {t}' if not i else f'r {_num(v.correlation)}' if key == 'hallucinated' else ''
+            im = _picture(axs[i, j], getattr(v, key), title, '' if j else label, **kw)
         if key in ('real', 'diff'): bar(im, 'activation' if key == 'real' else 'difference', i)
     return fig
 
@@ -289,7 +305,8 @@ def _bar(first:int, last:int)->dict:
 def _ticks(lo:float, hi:float, n:int, text:str)->dict:
     "Limits, ticks and title of a colour axis: the two ends are always written"
     at = np.linspace(lo, hi, n)
-    return dict(cmin=lo, cmax=hi, colorbar=dict(tickvals=at, ticktext=[(f'{v:.0f}' if abs(v) >= 100 else f'{v:.3g}').replace('-', '\N{MINUS SIGN}') for v in at], title=dict(text=text)))
+    words = [(f'{v:.0f}' if abs(v) >= 100 else f'{v:.3g}').replace('-', '\N{MINUS SIGN}') for v in at]
+    return dict(cmin=lo, cmax=hi, colorbar=dict(tickvals=at, ticktext=words, title=dict(text=text)))
 
 def _axes(fig):
     "Five panes in a row that zoom together, in pixels of the RGB frame"
@@ -305,11 +322,14 @@ def _blank(maps:FeatureMaps):
     "Five empty linked panes with their titles and colour bars"
     import plotly.graph_objects as go
     scalar, (H, W) = maps.depth.ndim == 3, maps.rgb.shape[1:3]
-    heat = lambda i, axis, unit='': go.Heatmap(xaxis=f'x{i}', yaxis=f'y{i}', coloraxis=axis, hoverongaps=False, hovertemplate=f'%{{z:.4~g}} {unit}<br>x %{{x:.0f}}, y %{{y:.0f}}<extra></extra>')
+    heat = lambda i, axis, unit='': go.Heatmap(xaxis=f'x{i}', yaxis=f'y{i}', coloraxis=axis, hoverongaps=False,
+                                               hovertemplate=f'%{{z:.4~g}} {unit}<br>x %{{x:.0f}}, y %{{y:.0f}}<extra></extra>')
     photo = lambda i: go.Image(xaxis=f'x{i}', yaxis=f'y{i}', hovertemplate='%{color}<br>x %{x}, y %{y}<extra></extra>')
-    fig = go.Figure([photo(1), heat(2, 'coloraxis', maps.unit) if scalar else photo(2), heat(3, 'coloraxis2'), heat(4, 'coloraxis2'), heat(5, 'coloraxis3')])
+    fig = go.Figure([photo(1), heat(2, 'coloraxis', maps.unit) if scalar else photo(2),
+                     heat(3, 'coloraxis2'), heat(4, 'coloraxis2'), heat(5, 'coloraxis3')])
     _axes(fig)
-    names = maps.student_title, maps.teacher_title, f'real {maps.teacher_title} features', f'hallucinated from {maps.student_title}', 'hallucinated \N{MINUS SIGN} real'
+    names = (maps.student_title, maps.teacher_title, f'real {maps.teacher_title} features', f'hallucinated from {maps.student_title}',
+             'hallucinated \N{MINUS SIGN} real')
     label = dict(y=1.01, xref='paper', yref='paper', xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=12))
     fig.layout.annotations = [dict(label, text=t[:1].upper() + t[1:], x=i*(_W + _GAP)) for i, t in enumerate(names)]
     for axis, key, panes in (('coloraxis', 'depth', (1, 1)), ('coloraxis2', 'feature', (2, 3)), ('coloraxis3', 'diff', (4, 4))):
