@@ -22,7 +22,8 @@ from .core import ModdistError, ModelError
 from .maps import MEAN, ORDERS, FeatureMaps, channel_table, lazy_maps
 from .page import _Clips, _about, _advice, _cameras, _code, _correlations, _head, _medians, _pool, _ranges, _rounded, _stack, _static, _stats
 from .page import inspector_html, inspector_page, pack # offered here too
-from .viz import depth_range, figure, scale, show_feature_maps, through_time
+from . import viz
+from .viz import Scale, depth_range, scale, show_feature_maps, through_time
 
 # %% ../nbs/04a_widgets.ipynb #ec81a134
 _NAMES = ('clip', 'layer', 'source', 'against', 'frame', 'channel', 'order', 'per', 'place')
@@ -36,7 +37,7 @@ class _State(anywidget.AnyWidget):
     frame = Int(0, help='frame of the clip, 0-based').tag(sync=True)
     channel = Int(MEAN, help='channel number, -1 = mean over channels').tag(sync=True)
     order = Unicode('energy', help="how channels are sorted: a key of `ORDERS`, or 'gain' = change in agreement between two students").tag(sync=True)
-    per = Unicode('channel', help="what the colour scale covers: 'channel' (of all clips), 'clip' (the channel in this clip) or 'layer' (all channels of all clips)").tag(sync=True)
+    per = Unicode('channel', help="the colour scale covers 'channel' (of all clips), 'clip' (channel, this clip) or 'layer'").tag(sync=True)
     place = List(Int(), maxlen=2, help='a place to follow, [x, y] in px of the RGB frame, [] = none').tag(sync=True)
 
     def choices(self, name):
@@ -45,13 +46,14 @@ class _State(anywidget.AnyWidget):
             try: m = self.current
             except ModdistError: return range(MEAN, 1 << 20)                  # nothing to check against
             return range(len(m)) if name == 'frame' else range(MEAN, len(m.layers[self.layer][0]))
-        return {'clip': range(len(self.clips)), 'layer': self.clips.layers, 'source': self.clips.names, 'against': ['', *self.clips.names], 'order': [*ORDERS, 'gain'], 'per': ['channel', 'clip', 'layer']}[name]
+        return {'clip': range(len(self.clips)), 'layer': self.clips.layers, 'source': self.clips.names, 'against': ['', *self.clips.names],
+                'order': [*ORDERS, 'gain'], 'per': ['channel', 'clip', 'layer']}[name]
 
     @validate(*_NAMES[:-1])
     def _known(self, proposal):
         name, value, ok = proposal.trait.name, proposal.value, self.choices(proposal.trait.name)
-        if value not in ok: raise ModelError(f'{name} {value!r}: expected {f"{ok[0]} to {ok[-1]}" if isinstance(ok, range) else ", ".join(map(repr, ok))}')
-        return value
+        if value in ok: return value
+        raise ModelError(f'{name} {value!r}: expected {f"{ok[0]} to {ok[-1]}" if isinstance(ok, range) else ", ".join(map(repr, ok))}')
 
     @validate('place')
     def _inside(self, proposal):
@@ -60,24 +62,27 @@ class _State(anywidget.AnyWidget):
         if p: through_time(self.current, *p, self.layer)
         return p
 
-    @property
-    def item(self)->dict[str, FeatureMaps]: # what can be shown of the clip and layer, by name of the student
-        return self.clips.pick(self.clip, self.layer)[0]
+# %% ../nbs/04a_widgets.ipynb #1885b9c8
+@patch(as_prop=True)
+def item(self:_State)->dict[str, FeatureMaps]: # what can be shown of the clip and layer, by name of the student
+    return self.clips.pick(self.clip, self.layer)[0]
 
-    @property
-    def current(self)->FeatureMaps: # the clip as the chosen student sees it; `ModelError` when it cannot be computed
-        item, why = self.clips.pick(self.clip, self.layer)
-        if self.source not in item: raise ModelError(f'{self.source} cannot be shown: {why}')
-        return item[self.source]
+@patch(as_prop=True)
+def current(self:_State)->FeatureMaps: # the clip as the chosen student sees it; `ModelError` when it cannot be computed
+    item, why = self.clips.pick(self.clip, self.layer)
+    if self.source not in item: raise ModelError(f'{self.source} cannot be shown: {why}')
+    return item[self.source]
 
-    def set_state(self, sync_data):
-        "What the browser sends; an impossible value changes nothing and becomes the message"
-        was, self._from_browser = {n: getattr(self, n) for n in _NAMES}, True
-        try: super().set_state(sync_data)
-        except ModdistError as e:
-            self._trait_values.update(was); self.send_state(list(_NAMES))
-            self.message = str(e)
-        finally: self._from_browser = False
+# %% ../nbs/04a_widgets.ipynb #0025dfd1
+@patch
+def set_state(self:_State, sync_data):
+    "What the browser sends; an impossible value changes nothing and becomes the message"
+    was, self._from_browser = {n: getattr(self, n) for n in _NAMES}, True
+    try: super(_State, self).set_state(sync_data)
+    except ModdistError as e:
+        self._trait_values.update(was); self.send_state(list(_NAMES))
+        self.message = str(e)
+    finally: self._from_browser = False
 
 # %% ../nbs/04a_widgets.ipynb #9ec905a7
 class FeatureMapInspector(_State):
@@ -98,8 +103,7 @@ class FeatureMapInspector(_State):
         for name in _NAMES:
             if name in state or name in first: setattr(self, name, state.get(name, first.get(name)))
             if name == 'clip': first['frame'] = 0 if self.clips.is_lazy else len(self.clips[self.clip][self.clips.names[0]])//2
-        self.observe(self._changed, list(_NAMES)); self.on_msg(self._asked)
-        self._tell()
+        self.observe(self._changed, list(_NAMES)); self.on_msg(self._asked); self._tell()
 
     @classmethod
     def from_models(cls,
@@ -116,42 +120,55 @@ class FeatureMapInspector(_State):
         "An inspector that computes a clip when it is looked at; what does not work is said in its message line"
         return cls(lazy_maps(dls, df, teacher, student, layers=layers, classes=classes, max_mb=max_mb), **state)
 
-    def limits(self):
-        "Colour limits of what is shown, over both sides, all students and all frames"
-        items = [self.item] if self.per == 'clip' else self.clips.beside(self.clip)
-        return scale([m for item in items for m in item.values() if self.layer in m.layers], self.layer, self.channel, 'layer' if self.per == 'layer' else 'channel')
-
-    def figure(self):
-        "The static plotly figure of what is shown now"
-        return figure(self.current, self.frame, self.layer, self.channel, self.limits())
-
-    def table(self)->pd.DataFrame: # one row per channel, sorted as chosen
-        "Channels of the layer shown; with two students also the correlation of the other and the `gain`"
-        t = channel_table(self.current, self.layer, self.order if self.order in ORDERS else 'channel')
-        if not self.against: return t
-        t['gain'] = channel_table(self.item[self.against], self.layer, 'channel').correlation[t.channel].to_numpy() - t.correlation
-        return t.sort_values('gain', ascending=False, na_position='last', kind='stable', ignore_index=True) if self.order == 'gain' else t
-
-    def trace(self)->pd.DataFrame: # columns frame, real, and each student shown; the maps' own values
-        "The chosen place through time; `ModelError` before a place is chosen"
-        if not self.place: raise ModelError('no place is chosen: click into a picture, or set place = [x, y] in px')
-        real, hall = through_time(self.current, *self.place, self.layer, self.channel)
-        also = {self.against: through_time(self.item[self.against], *self.place, self.layer, self.channel)[1]} if self.against else {}
-        return pd.DataFrame({'frame': np.arange(len(real)), 'real': real, self.source: hall} | also)
-
     def _repr_mimebundle_(self, **kwargs):
         "The widget, and a picture of what it shows now for pages without a kernel"
         data, *about = super()._repr_mimebundle_(**kwargs)
-        try: maps, channels = self.current, dict.fromkeys([self.channel, *self.table().channel[:5].tolist()])
-        except ModdistError: return data, *about                             # nothing can be shown
-        file = io.BytesIO()
-        show_feature_maps(maps, self.layer, list(channels)[:5], self.frame).savefig(file, dpi=80)
-        return data | {'image/png': base64.b64encode(file.getvalue()).decode()}, *about
+        return data | self._still(), *about
 
     def close(self):
         "Let go of the maps and of the widget"
         if getattr(getattr(self, "clips", None), "is_lazy", False): self.clips.items.release()
         super().close()
+
+# %% ../nbs/04a_widgets.ipynb #e803e831
+@patch
+def limits(self:FeatureMapInspector)->Scale:
+    "Colour limits of what is shown, over both sides, all students and all frames"
+    items = [self.item] if self.per == 'clip' else self.clips.beside(self.clip)
+    shown = [m for item in items for m in item.values() if self.layer in m.layers]
+    return scale(shown, self.layer, self.channel, 'layer' if self.per == 'layer' else 'channel')
+
+@patch
+def figure(self:FeatureMapInspector):
+    "The static plotly figure of what is shown now"
+    return viz.figure(self.current, self.frame, self.layer, self.channel, self.limits())
+
+@patch
+def table(self:FeatureMapInspector)->pd.DataFrame: # one row per channel, sorted as chosen
+    "Channels of the layer shown; with two students also `gain`, the correlation of the student `against` minus that of `source`"
+    t = channel_table(self.current, self.layer, self.order if self.order in ORDERS else 'channel')
+    if not self.against: return t
+    t['gain'] = channel_table(self.item[self.against], self.layer, 'channel').correlation[t.channel].to_numpy() - t.correlation
+    if self.order != 'gain': return t
+    return t.sort_values('gain', ascending=False, na_position='last', kind='stable', ignore_index=True)
+
+@patch
+def trace(self:FeatureMapInspector)->pd.DataFrame: # columns frame, real, and each student shown; the maps' own values
+    "The chosen place through time; `ModelError` before a place is chosen"
+    if not self.place: raise ModelError('no place is chosen: click into a picture, or set place = [x, y] in px')
+    real, hall = through_time(self.current, *self.place, self.layer, self.channel)
+    also = {self.against: through_time(self.item[self.against], *self.place, self.layer, self.channel)[1]} if self.against else {}
+    return pd.DataFrame({'frame': np.arange(len(real)), 'real': real, self.source: hall} | also)
+
+# %% ../nbs/04a_widgets.ipynb #f6252a71
+@patch
+def _still(self:FeatureMapInspector)->dict: # {'image/png': ...}, {} when nothing can be shown
+    "A picture of what is shown now, at most five channels"
+    try: maps, channels = self.current, dict.fromkeys([self.channel, *self.table().channel[:5].tolist()])
+    except ModdistError: return {}
+    file = io.BytesIO()
+    show_feature_maps(maps, self.layer, list(channels)[:5], self.frame).savefig(file, dpi=80)
+    return {'image/png': base64.b64encode(file.getvalue()).decode()}
 
 # %% ../nbs/04a_widgets.ipynb #f5275a22
 @patch
@@ -176,7 +193,7 @@ def _fit(self:FeatureMapInspector):
 
 @patch
 def _notes(self:FeatureMapInspector, i:int, layer:str)->tuple[list, dict, str]:
-    "Correlation of every channel with every student at a layer of a clip (computed once), what there is to say about each student, and who is missing"
+    "Correlations of all channels at a layer of a clip (computed once), what there is to say about each student, and who is missing"
     item, why = self.clips.pick(i, layer)
     if (i, layer) not in self._agree: self._agree[i, layer] = _correlations(item, layer)
     rs = self._agree[i, layer]
@@ -197,9 +214,12 @@ def _asked(self:FeatureMapInspector, widget, content, buffers):
     "Answer a question of the browser; an error goes back as its message"
     try: found, data = getattr(self, f'_send_{content["what"]}')(int(content['clip']), content.get('layer', ''))
     except ModdistError as e: self.send({'id': content['id'], 'error': str(e)})
-    except Exception as e: self.send({'id': content['id'], 'error': f'This could not be computed ({type(e).__name__}: {(str(e).splitlines() or [""])[0][:200]}); choose another clip or layer.'})
+    except Exception as e:
+        why = (str(e).splitlines() or [''])[0][:200]
+        self.send({'id': content['id'], 'error': f'This could not be computed ({type(e).__name__}: {why}); choose another clip or layer.'})
     else: self.send({'id': content['id'], 'found': found}, [np.ascontiguousarray(d).data for d in data])
 
+# %% ../nbs/04a_widgets.ipynb #ce367c06
 @patch
 def _send_clip(self:FeatureMapInspector, i, _):
     "Texts and pictures of a clip"
@@ -213,8 +233,9 @@ def _send_maps(self:FeatureMapInspector, i, layer):
     item, key = self.clips.pick(i, layer)[0], (layer, i if self.clips.is_lazy else None)
     if key not in self._ranges: self._ranges[key] = _ranges(_stack({n: c[n] for n in item}, layer) for c in self.clips.beside(i))
     s, first, (rs, advice, note) = _stack(item, layer), next(iter(item.values())), self._notes(i, layer)
-    w = first.weights.get(layer)
-    about = {'name': layer, 'total': s.shape[1] - 1, 'channels': list(range(MEAN, s.shape[1] - 1)), 'sources': list(item), 'shape': list(s.shape[1:]), 'median': _rounded(_medians(rs)), 'advice': advice, 'note': note,
+    w, C = first.weights.get(layer), s.shape[1] - 1
+    about = {'name': layer, 'total': C, 'channels': list(range(MEAN, C)), 'sources': list(item), 'shape': list(s.shape[1:]),
+             'median': _rounded(_medians(rs)), 'advice': advice, 'note': note,
              'weight': None if w is None else _rounded([0, *w]), 'weightOf': first.weights_of}
     return about | _about(self._ranges[key]) | _stats(s, len(first), rs), [_code(s, self._ranges[key])]
 
@@ -228,6 +249,7 @@ def _send_overview(self:FeatureMapInspector, i, _):
         s = _stack(item, layer, [])
         C, h, w = len(next(iter(item.values())).layers[layer][0]), *s.shape[-2:]
         s = _pool(s, max(1, -(-max(h, w) // 28)))
-        found.append({'name': layer, 'total': C, 'median': _rounded(_medians(rs)), 'sources': list(item), 'T': s.shape[2], 'h': s.shape[3], 'w': s.shape[4], 'cells': [w, h]})
+        found.append({'name': layer, 'total': C, 'median': _rounded(_medians(rs)), 'sources': list(item),
+                      'T': s.shape[2], 'h': s.shape[3], 'w': s.shape[4], 'cells': [w, h]})
         data.append(_code(s, _ranges([s])))
     return found, data
