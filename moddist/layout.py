@@ -48,8 +48,10 @@ def _causal(n:int, device:torch.device)->Tensor: return torch.ones(n, n, dtype=t
 def _check_boxes(x:Tensor, frames:int)->Tensor:
     "Boxes [B, 8, T, N], checked"
     if isinstance(x, ClipTensor): x = x.as_subclass(Tensor)
-    if x.ndim != 4 or x.shape[1] != 8 or not x.is_floating_point(): raise ModelError(f'a layout stream reads float boxes [B, 8, T, N], got {str(x.dtype)[6:]} {list(x.shape)}')
-    if x.shape[2] > frames: raise ModelError(f'{x.shape[2]} frames of boxes for a layout stream of {frames}: build it with frames={x.shape[2]}, or draw fewer')
+    if x.ndim != 4 or x.shape[1] != 8 or not x.is_floating_point():
+        raise ModelError(f'a layout stream reads float boxes [B, 8, T, N], got {str(x.dtype)[6:]} {list(x.shape)}')
+    if x.shape[2] > frames:
+        raise ModelError(f'{x.shape[2]} frames of boxes for a layout stream of {frames}: build it with frames={x.shape[2]}, or draw fewer')
     if x.device.type == 'cpu' and (bad := x[:, 4].nan_to_num(0.).round().unique()).numel() and not 0 <= bad[0] <= bad[-1] <= 2:
         raise ModelError(f'box classes {bad.int().tolist()}: expected 0 (empty slot), 1 (object) and 2 (hand)')
     return x
@@ -71,7 +73,8 @@ class LayoutStream(Stream):
     ):
         pairs, depth = head_list(num_classes, heads), list(depth)
         if width % attention_heads: raise ModelError(f'width {width} cannot be shared by {attention_heads} attention heads: choose a multiple')
-        hparams = dict(num_classes=sum(k for _, k in pairs), heads=None if heads is None else pairs, frames=frames, width=width, depth=depth, attention_heads=attention_heads, dropout=dropout)
+        hparams = dict(num_classes=sum(k for _, k in pairs), heads=None if heads is None else pairs, frames=frames, width=width, depth=depth,
+                       attention_heads=attention_heads, dropout=dropout)
         super().__init__(hparams, width, [], [Tap(n, width) for n in ('boxes', 'frames', 'time')])
         self.heads, self.frames, self.width = dict(pairs), frames, width
         self.boxes = BoxTokens(width, dropout)
@@ -127,7 +130,8 @@ class SkeletonStream(Stream):
         dropout:float=.1, # before the linear layer, 0..1
     ):
         c = [width, 2*width, 4*width]
-        super().__init__(dict(num_classes=num_classes, joints=joints, width=width, dropout=dropout), c[-1], [], [Tap(f'unit{i+1}', n, t_stride=2**i) for i, n in enumerate(c)], dropout)
+        hparams = dict(num_classes=num_classes, joints=joints, width=width, dropout=dropout)
+        super().__init__(hparams, c[-1], [], [Tap(f'unit{i+1}', n, t_stride=2**i) for i, n in enumerate(c)], dropout)
         self.joints = joints
         self.units = nn.ModuleList(_JointUnit(a, b, joints, s) for a, b, s in zip([3, *c], c, (1, 2, 2)))
 
@@ -152,9 +156,11 @@ class SeriesStream(Stream):
         dropout:float=.1, # before the linear layer, 0..1
     ):
         c = [width, 2*width, 4*width]
-        super().__init__(dict(num_classes=num_classes, channels=channels, width=width, dropout=dropout), c[-1], [], [Tap(f'unit{i+1}', n, t_stride=2**(i+1)) for i, n in enumerate(c)], dropout)
+        hparams = dict(num_classes=num_classes, channels=channels, width=width, dropout=dropout)
+        super().__init__(hparams, c[-1], [], [Tap(f'unit{i+1}', n, t_stride=2**(i+1)) for i, n in enumerate(c)], dropout)
         self.channels = channels
-        self.units = nn.ModuleList(nn.Sequential(nn.Conv1d(a, b, 7, 2, 3, bias=False), nn.BatchNorm1d(b), nn.ReLU()) for a, b in zip([channels, *c], c))
+        self.units = nn.ModuleList(nn.Sequential(nn.Conv1d(a, b, 7, 2, 3, bias=False), nn.BatchNorm1d(b), nn.ReLU())
+                                   for a, b in zip([channels, *c], c))
 
     def forward_maps(self, x, gates=None, connection=None): # x [B, C, L] -> [B, 4*width, L/8, 1, 1]
         h = _check(x, (None, self.channels, None), f'a series stream of {self.channels} channels reads float [B, {self.channels}, L]')
@@ -173,8 +179,10 @@ class AudioStream(Stream):
         dropout:float=.1, # before the linear layer, 0..1
     ):
         c = [width * 2**i for i in range(4)]
-        super().__init__(dict(num_classes=num_classes, width=width, dropout=dropout), c[-1], [], [Tap(f'unit{i+1}', n, s_stride=4 * 2**i) for i, n in enumerate(c)], dropout)
-        self.units = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, k, s, k//2, bias=False), nn.BatchNorm2d(b), nn.ReLU()) for a, b, k, s in zip([1, *c], c, (7, 3, 3, 3), (4, 2, 2, 2)))
+        hparams = dict(num_classes=num_classes, width=width, dropout=dropout)
+        super().__init__(hparams, c[-1], [], [Tap(f'unit{i+1}', n, s_stride=4 * 2**i) for i, n in enumerate(c)], dropout)
+        self.units = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, k, s, k//2, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+                                   for a, b, k, s in zip([1, *c], c, (7, 3, 3, 3), (4, 2, 2, 2)))
         self.temporal = TemporalConv(c[-1], 'default+identity')
 
     def forward_maps(self, x, gates=None, connection=None): # x [B, 3, T, H, W] -> [B, 8*width, T, H/32, W/32]
@@ -196,7 +204,9 @@ class _Appearance(nn.Module):
     def forward(self, features:Tensor)->Tensor: # [B, C, T, h, w] -> [B, 1 + T h w, width]
         h = self.project(features).flatten(2).transpose(1, 2)
         room = self.position.shape[1] - 1
-        if h.shape[1] > room: raise ModelError(f'{h.shape[1]} positions in the last map of the video stream ({" x ".join(map(str, features.shape[2:]))}), room for {room}: build with tokens={h.shape[1]}')
+        if h.shape[1] > room:
+            size = ' x '.join(map(str, features.shape[2:]))
+            raise ModelError(f'{h.shape[1]} positions in the last map of the video stream ({size}), room for {room}: build with tokens={h.shape[1]}')
         h = torch.cat([self.token.expand(len(h), -1, -1), h], 1)
         return self.encoder(h + self.position[:, :h.shape[1]])
 
@@ -207,13 +217,15 @@ class _Attend(nn.Module):
         super().__init__()
         self.attn, self.drop, self.norm = nn.MultiheadAttention(width, heads, dropout, batch_first=True), nn.Dropout(dropout), nn.LayerNorm(width)
 
-    def forward(self, x:Tensor, context:Tensor, mask:Tensor|None=None)->Tensor: return self.norm(x + self.drop(self.attn(x, context, context, attn_mask=mask, need_weights=False)[0]))
+    def forward(self, x:Tensor, context:Tensor, mask:Tensor|None=None)->Tensor:
+        return self.norm(x + self.drop(self.attn(x, context, context, attn_mask=mask, need_weights=False)[0]))
 
 class _Feed(nn.Module):
     "Two linear layers, added and normalised"
     def __init__(self, width:int, dropout:float):
         super().__init__()
-        self.layers, self.norm = nn.Sequential(nn.Linear(width, 4*width), nn.GELU(), nn.Linear(4*width, width), nn.Dropout(dropout)), nn.LayerNorm(width)
+        self.layers = nn.Sequential(nn.Linear(width, 4*width), nn.GELU(), nn.Linear(4*width, width), nn.Dropout(dropout))
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, x:Tensor)->Tensor: return self.norm(x + self.layers(x))
 
@@ -229,7 +241,9 @@ class _Cross(nn.Module):
         return self.feed_boxes(self.own_boxes(b, b, _causal(b.shape[1], b.device))), self.feed_video(self.own_video(v, v))
 
 # %% ../nbs/02b_layout.ipynb #880d8e41
-def _hidden(i:int, width:int)->nn.Module: return nn.Sequential(nn.Linear(i, width), nn.GELU(), nn.LayerNorm(width)) # before the last linear layer of a head
+def _hidden(i:int, width:int)->nn.Module:
+    "Before the last linear layer of a head"
+    return nn.Sequential(nn.Linear(i, width), nn.GELU(), nn.LayerNorm(width))
 
 class FusionStream(Stream):
     "Video and boxes joined inside: reads two inputs (Radevski et al. 2021, released code; with the 2023 layout transformer)"
@@ -247,7 +261,9 @@ class FusionStream(Stream):
     ):
         if how not in ('lcf', 'caf', 'cacnf'): raise ModelError(f'unknown fusion {how!r}: expected lcf, caf or cacnf')
         K, w = num_classes or video.num_classes, layout.width
-        super().__init__(dict(video=video.hparams, layout=layout.hparams, num_classes=K, how=how, layers=layers, attention_heads=attention_heads, tokens=tokens, dropout=dropout), w, [], [])
+        hparams = dict(video=video.hparams, layout=layout.hparams, num_classes=K, how=how, layers=layers, attention_heads=attention_heads,
+                       tokens=tokens, dropout=dropout)
+        super().__init__(hparams, w, [], [])
         self.how, self.video, self.layout = how, copy.deepcopy(video), copy.deepcopy(layout)
         self.video.fc = self.layout.fc = self.video.projector = nn.Identity()
         self.appearance = _Appearance(video.num_features, w, attention_heads, tokens, dropout)
