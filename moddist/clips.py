@@ -42,10 +42,13 @@ CACHE = FrameCache()
 def _path(row, key):
     "Path of a signal of a clip; a missing one is an error that says which"
     path = row.get(key)
-    if not isinstance(path, (str, os.PathLike)) or not str(path): raise DataError(f'clip {row.get("clip_id")}: no file for {key!r}; drop the clip from the index (df.dropna(subset=[{key!r}])) or leave the signal out')
-    return str(path)
+    if isinstance(path, (str, os.PathLike)) and str(path): return str(path)
+    raise DataError(f'clip {row.get("clip_id")}: no file for {key!r}; '
+                    f'drop the clip from the index (df.dropna(subset=[{key!r}])) or leave the signal out')
 
-def has_value(row:dict, key:str)->bool: "Does a row of the index say something in this column?"; return (v := row.get(key)) is not None and v == v and v != ''
+def has_value(row:dict, key:str)->bool:
+    "Does a row of the index say something in this column?"
+    return (v := row.get(key)) is not None and v == v and v != ''
 
 def clip_extent(
     row:dict, # one row of a clip index
@@ -62,9 +65,10 @@ def clip_span(
 )->tuple[int, int]: # [start, stop)
     "Where a clip lies inside its file; `DataError` when the file is shorter"
     start, stop = (int(row[k]) if has_value(row, k) else v for k, v in (('start', 0), ('stop', n)))
-    if not 0 <= start < stop <= n: raise DataError(f'clip {row.get("clip_id")}: frames [{start}, {stop}) asked, the file has {n}; correct start and stop in the index')
-    return start, stop
+    if 0 <= start < stop <= n: return start, stop
+    raise DataError(f'clip {row.get("clip_id")}: frames [{start}, {stop}) asked, the file has {n}; correct start and stop in the index')
 
+# %% ../nbs/00g_clips.ipynb #6a5c192e
 def frame_positions(
     row:dict, # one row of a clip index
     path:str, # of one of its signals
@@ -75,7 +79,8 @@ def frame_positions(
     at = {n: i for i, n in enumerate(frame_numbers(flow_components(path)[0] if '{' in path else path))}
     numbers = read_runs(row['numbers'])
     try: return [at[numbers[i]] for i in wanted]
-    except KeyError as e: raise DataError(f'{path}: no frame with number {e}, which the index lists for clip {row.get("clip_id")}; make the index again') from None
+    except KeyError as e:
+        raise DataError(f'{path}: no frame with number {e}, which the index lists for clip {row.get("clip_id")}; make the index again') from None
 
 def _fov(row, key, size):
     "The shared part (y0, y1, x0, x1) of a picture, px"
@@ -88,10 +93,12 @@ def _seen(frames, fov): return frames if fov is None else frames[:, fov[0]:fov[1
 
 def _frames(row, s, wanted, span, n, w, sampler):
     "Frames `wanted` at the size of the window, through the cache when the clip is short"
-    path, (start, stop), bound = _path(row, s.key), span, float(row['flow_bound']) if has_value(row, 'flow_bound') else 20.
-    size = frame_shape(path, s.modality)[1:]
-    fov = _fov(row, s.key, size)
-    read = lambda index: resize_frames(_seen(read_frames(path, s.modality, index if index is None else frame_positions(row, path, index), bound), fov), w.size, s.modality)
+    path, (start, stop) = _path(row, s.key), span
+    bound = float(row['flow_bound']) if has_value(row, 'flow_bound') else 20.
+    fov = _fov(row, s.key, frame_shape(path, s.modality)[1:])
+    def read(index):
+        if index is not None: index = frame_positions(row, path, index)
+        return resize_frames(_seen(read_frames(path, s.modality, index, bound), fov), w.size, s.modality)
     if (stop - start > 4*sampler.clip_len and not path.endswith('.mat')) or sampler.scale != (1, 1): return read(wanted)
     shared = has_value(row, 'numbers') and '*' in path
     key = (path, file_stamp(path), s.modality.key, start, stop, w.size, fov, str(row['numbers']) if shared else '')
@@ -144,9 +151,12 @@ def _reference_audio(row, path, sampler, index):
     "Sound as the released code of Radevski et al. cuts it (src/modelling/dataset_audio.py, src/utils/data_utils.py)"
     from moddist.audio import read_audio, windows
     for k in ('start_s', 'stop_s'):
-        if not has_value(row, k): raise DataError(f'clip {row.get("clip_id")}: no {k!r} in the index, which reference_fps cuts by; leave reference_fps out, then sound is placed by the time it covers')
+        if has_value(row, k): continue
+        raise DataError(f'clip {row.get("clip_id")}: no {k!r} in the index, which reference_fps cuts by; '
+                        'leave reference_fps out, then sound is placed by the time it covers')
     centres = np.floor(index*sampler.sound_hz/sampler.reference_fps)/sampler.sound_hz
-    return torch.as_tensor(windows(read_audio(path, float(row['start_s']), float(row['stop_s']), sampler.sound_hz), centres, sampler.sound_hz, sampler.sound_s))[None]
+    sound = read_audio(path, float(row['start_s']), float(row['stop_s']), sampler.sound_hz)
+    return torch.as_tensor(windows(sound, centres, sampler.sound_hz, sampler.sound_s))[None]
 
 def _series(row, s, sampler, wanted, span, n, w, native):
     found = read_series(_path(row, s.key))
@@ -184,7 +194,9 @@ def load_clip(
 
 def _check_copied(row, s, wanted, n):
     "Frame numbers copied to a signal of n frames (gorjanradevski/multimodal-distillation:src/modelling/datasets.py)"
-    if max(wanted) >= n: raise DataError(f'clip {row.get("clip_id")}: frame {max(wanted)} of {s.key!r} asked, it has {n}: reference_index copies frame numbers, for signals with as many frames; leave it out to match instants')
+    if max(wanted) < n: return
+    raise DataError(f'clip {row.get("clip_id")}: frame {max(wanted)} of {s.key!r} asked, it has {n}: '
+                    'reference_index copies frame numbers, for signals with as many frames; leave it out to match instants')
 
 def picture_size(
     row:dict, # one row of a clip index
@@ -192,8 +204,8 @@ def picture_size(
 )->tuple[int, int]: # (height, width); (1, 1) where nothing says it
     "Size of the picture a signal refers to"
     if s.modality.is_image: return frame_shape(_path(row, s.key), s.modality)[1:]
-    found = read_boxes(_path(row, s.key)) if s.modality.kind == 'boxes' else read_joints(_path(row, s.key)) if s.modality.kind == 'joints' else None
-    return getattr(found, 'size', None) or (1, 1)
+    read = dict(boxes=read_boxes, joints=read_joints).get(s.modality.kind)
+    return (read(_path(row, s.key)).size if read else None) or (1, 1)
 
 # %% ../nbs/00g_clips.ipynb #04e78992
 def _drawable(clip, s):
@@ -220,7 +232,8 @@ def _marks(ax, clip, s, at, ratio):
     x = clip.as_subclass(Tensor).numpy()
     for i, t in enumerate(at):
         if s.modality.kind == 'boxes':
-            for x1, y1, x2, y2, kind in x[:5, t].T: ax.add_patch(plt.Rectangle((i + x1, y1), x2 - x1, y2 - y1, fill=False, ec=['none', 'C0', 'C1'][int(kind)]))
+            for x1, y1, x2, y2, kind in x[:5, t].T:
+                ax.add_patch(plt.Rectangle((i + x1, y1), x2 - x1, y2 - y1, fill=False, ec=['none', 'C0', 'C1'][int(kind)]))
         else:
             px, py = (x[0, t], x[1, t]) if s.modality.key == 'pose' else (.5 + x[0, t]/2.5, .5 - x[1, t]/2.5)
             ax.plot(i + px, py, '.', ms=3)
