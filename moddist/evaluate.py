@@ -36,21 +36,47 @@ class Predictions:
     heads:dict[str, int]|None = None # with several heads: number of classes of each, in the order of the logits; see `05f_tasks`
 
     def __post_init__(self):
-        if self.logits.ndim != 2 or len(self.logits) != len(self.labels) or len(self.labels) == 0: raise DataError(f'{list(self.logits.shape)} logits for {len(self.labels)} labels: expected [N, K] and [N], N > 0')
-        want = (len(self), len(self.heads)) if self.heads else (len(self),)
-        if self.labels.shape != want or (self.heads and self.logits.shape[1] != sum(self.heads.values())):
-            raise DataError(f'{list(self.logits.shape)} logits and labels {list(self.labels.shape)} for ' + (f'heads {", ".join(f"{h} ({k})" for h, k in self.heads.items())}: expected [N, {sum(self.heads.values())}] and {list(want)}' if self.heads else 'one head: labels of several need heads, such as dict(verb=97, noun=300)'))
-        if not torch.isfinite(self.logits).all(): raise DataError(f'{int((~torch.isfinite(self.logits)).any(1).sum())} of {len(self.logits)} clips have logits that are not finite; the model has diverged or its input is damaged')
+        if self.logits.ndim != 2 or len(self.logits) != len(self.labels) or len(self.labels) == 0:
+            raise DataError(f'{list(self.logits.shape)} logits for {len(self.labels)} labels: expected [N, K] and [N], N > 0')
+        _fit(self)
+        if torch.isfinite(self.logits).all(): return
+        n = int((~torch.isfinite(self.logits)).any(1).sum())
+        raise DataError(f'{n} of {len(self.logits)} clips have logits that are not finite; the model has diverged or its input is damaged')
 
     def __len__(self): return len(self.labels)
 
+def _fit(p):
+    "Refuse labels and logits that do not belong to the same heads"
+    want = (len(p), len(p.heads)) if p.heads else (len(p),)
+    if p.labels.shape == want and not (p.heads and p.logits.shape[1] != sum(p.heads.values())): return
+    said = 'one head: labels of several need heads, such as dict(verb=97, noun=300)'
+    if p.heads: said = f'heads {", ".join(f"{h} ({k})" for h, k in p.heads.items())}: expected [N, {sum(p.heads.values())}] and {list(want)}'
+    raise DataError(f'{list(p.logits.shape)} logits and labels {list(p.labels.shape)} for {said}')
+
+# %% ../nbs/05_evaluate.ipynb #609be0b6
 def one_head(
     p:Predictions,
 )->Predictions: # the same
     "Refuse predictions of several heads, and of clips without label, where neither makes sense; `DataError` says what to do"
-    if p.heads: raise DataError(f'predictions of several heads: take one, moddist.tasks.by_head(p)[{list(p.heads)[0]!r}], or all with moddist.tasks.task_table')
+    if p.heads:
+        first = next(iter(p.heads))
+        raise DataError(f'predictions of several heads: take one, moddist.tasks.by_head(p)[{first!r}], or all with moddist.tasks.task_table')
     if (p.labels < 0).any(): raise DataError(f'{int((p.labels < 0).sum())} of {len(p)} clips have no label; predict clips with labels only')
     return p
+
+# %% ../nbs/05_evaluate.ipynb #d02f6e78
+def _heads(model, dl):
+    "Heads of a loader, which those of the model must not contradict"
+    of_dl, of_model = getattr(dl, 'heads', None), getattr(model, 'heads', None)
+    if of_dl and of_model and len(of_model) > 1 and list(of_dl.items()) != list(dict(of_model).items()):
+        raise DataError(f'the model has heads {dict(of_model)}, the loader {of_dl}: build the model with heads=dls.heads')
+    return of_dl or (of_model and dict(of_model))
+
+def _one_pass(model, dl, view, device):
+    "Logits and labels of one view of every clip"
+    if view is not None: dl.set_view(view)
+    pairs = [(model(*to_device(tuple(xs), device)).float().cpu(), y.cpu()) for *xs, y in dl]
+    return torch.cat([z for z, _ in pairs]), torch.cat([y for _, y in pairs])
 
 @torch.no_grad()
 def predict_views(
@@ -58,7 +84,7 @@ def predict_views(
     dl, # batches (x1, ..., y), from `moddist.data.test_dl`
     device:str|torch.device|None=None, # default: that of the loader
 )->list[Predictions]: # one per view, each in the order of the loader
-    "Run a model over a loader in eval mode, once for each of its views; every module's mode is restored. A loader that shuffles gives no clip names"
+    "Run a model over a loader in eval mode, once per view; every module's mode is restored. A loader that shuffles gives no clip names"
     modes, device = [(m, m.training) for m in model.modules()], device or getattr(dl, 'device', None) or 'cpu'
     views = getattr(dl, 'views', 1)
     try: passes = [_one_pass(model.to(device).eval(), dl, v if views > 1 else None, device) for v in range(views)]
@@ -70,6 +96,7 @@ def predict_views(
     names = tuple(r['clip_id'] for r in rows if r['clip_id'] not in getattr(dl, 'skipped', ()))
     return [Predictions(z, y, names, _heads(model, dl) if y.ndim == 2 else None) for z, y in passes]
 
+# %% ../nbs/05_evaluate.ipynb #094890ae
 def predict(
     model:nn.Module, # reads the inputs of the loader
     dl, # batches (x1, ..., y), from `moddist.data.test_dl`
@@ -84,20 +111,9 @@ def average_views(
     "Mean of the logits, before any softmax (Radevski et al. 2023, released code)"
     return replace(views[0], logits=torch.stack([p.logits for p in views]).mean(0))
 
-def _heads(model, dl):
-    "Heads of a loader, which those of the model must not contradict"
-    of_dl, of_model = getattr(dl, 'heads', None), getattr(model, 'heads', None)
-    if of_dl and of_model and len(of_model) > 1 and list(of_dl.items()) != list(dict(of_model).items()): raise DataError(f'the model has heads {dict(of_model)}, the loader {of_dl}: build the model with heads=dls.heads')
-    return of_dl or (of_model and dict(of_model))
-
-def _one_pass(model, dl, view, device):
-    "Logits and labels of one view of every clip"
-    if view is not None: dl.set_view(view)
-    pairs = [(model(*to_device(tuple(xs), device)).float().cpu(), y.cpu()) for *xs, y in dl]
-    return torch.cat([z for z, _ in pairs]), torch.cat([y for _, y in pairs])
-
 # %% ../nbs/05_evaluate.ipynb #283206b0
-_WORDS = dict(clip_ids='clip_id', labels='label', target='label', logit='logits', prob='probabilities', probs='probabilities', p='probabilities', probability='probabilities', prediction='predicted', predictions='predicted', guess='predicted')
+_WORDS = dict(clip_ids='clip_id', labels='label', target='label', logit='logits', prob='probabilities', probs='probabilities',
+              p='probabilities', probability='probabilities', prediction='predicted', predictions='predicted', guess='predicted')
 _SCORES = ('logits', 'probabilities', 'predicted')
 
 def _from_csv(path):
@@ -107,7 +123,9 @@ def _from_csv(path):
         stem, number = re.fullmatch(r'(.*?)_?(\d*)', str(c).strip()).groups()
         found.setdefault(_WORDS.get(stem, stem), {})[int(number or 0)] = df[c].to_numpy()
     for k in _SCORES[:2]:
-        if k in found and sorted(found[k]) != list(range(len(found[k]))): raise DataError(f'{path}: columns of {k} are numbered {", ".join(map(str, sorted(found[k])[:5]))}, ...; expected 0, 1, ... without a gap')
+        numbers = sorted(found.get(k, ()))
+        if numbers != list(range(len(numbers))):
+            raise DataError(f'{path}: columns of {k} are numbered {", ".join(map(str, numbers[:5]))}, ...; expected 0, 1, ... without a gap')
     return {k: np.stack([v[i] for i in sorted(v)], 1) if k in _SCORES[:2] else v[min(v)] for k, v in found.items()}
 
 def _from_npz(path):
@@ -115,7 +133,9 @@ def _from_npz(path):
 
 def _from_safetensors(path):
     from safetensors import safe_open
-    with safe_open(path, 'np') as f: return {k: np.array(json.loads(v)) for k, v in (f.metadata() or {}).items() if k == 'clip_id'} | {_WORDS.get(k, k): f.get_tensor(k) for k in f.keys()}
+    with safe_open(path, 'np') as f:
+        ids = {k: np.array(json.loads(v)) for k, v in (f.metadata() or {}).items() if k == 'clip_id'}
+        return ids | {_WORDS.get(k, k): f.get_tensor(k) for k in f.keys()}
 
 _READERS = {'.csv': _from_csv, '.npz': _from_npz, '.safetensors': _from_safetensors}
 
@@ -130,17 +150,37 @@ class Answers:
     name:str = 'predictions' # for messages
 
     def __post_init__(self):
-        if not len(self.clip_ids) == len(self.labels) == len(self.guesses) > 0: raise DataError(f'{self.name}: {len(self.clip_ids)} clip ids for {len(self.labels)} labels; expected one clip_id per clip, and at least one clip')
-        if len(set(self.clip_ids)) < len(self.clip_ids):
-            twice = pd.Series(self.clip_ids).pipe(lambda s: s[s.duplicated()]).iloc[0]
-            raise DataError(f'{self.name}: clip {twice} is there more than once; expected one row per clip: average the views of a clip first, and keep seeds in files of their own')
+        if not len(self.clip_ids) == len(self.labels) == len(self.guesses) > 0:
+            raise DataError(f'{self.name}: {len(self.clip_ids)} clip ids for {len(self.labels)} labels; '
+                            'expected one clip_id per clip, and at least one clip')
+        if len(set(self.clip_ids)) == len(self.clip_ids): return
+        twice = pd.Series(self.clip_ids).pipe(lambda s: s[s.duplicated()]).iloc[0]
+        raise DataError(f'{self.name}: clip {twice} is there more than once; expected one row per clip: '
+                        'average the views of a clip first, and keep seeds in files of their own')
 
+# %% ../nbs/05_evaluate.ipynb #eaeae297
 def _whole(path, key, x):
     "An array of class numbers"
     try: n = np.asarray(x, dtype=float)
-    except (TypeError, ValueError): raise DataError(f'{path}: {key} {str(np.ravel(x)[0])[:40]!r} is not a number; expected 0-based class numbers') from None
-    if n.ndim != 1 or not np.isfinite(n).all() or (n < 0).any() or (n % 1 != 0).any(): raise DataError(f'{path}: {key} must be one whole number per clip, 0 or more; row {int(np.argmax(~(np.isfinite(n) & (n >= 0) & (n % 1 == 0)).reshape(len(n), -1).all(1))) + 1} is not')
-    return n.astype(np.int64)
+    except (TypeError, ValueError):
+        raise DataError(f'{path}: {key} {str(np.ravel(x)[0])[:40]!r} is not a number; expected 0-based class numbers') from None
+    fine = np.isfinite(n) & (n >= 0) & (n % 1 == 0)
+    if n.ndim == 1 and fine.all(): return n.astype(np.int64)
+    row = int(np.argmax(~fine.reshape(len(n), -1).all(1))) + 1
+    raise DataError(f'{path}: {key} must be one whole number per clip, 0 or more; row {row} is not')
+
+def _scored(path, ids, label, kind, x):
+    "Logits or probabilities of all clips, checked"
+    if x.ndim != 2 or len(x) != len(label) or x.dtype.kind not in 'fiu' or not np.isfinite(x).all():
+        raise DataError(f'{path}: {kind} of shape {list(x.shape)} for {len(label)} labels; expected finite numbers [clips, classes]')
+    total = x.sum(1)
+    worst = int(np.argmax(abs(total - 1)))
+    if kind == 'probabilities' and ((x < 0).any() or abs(total[worst] - 1) > .01):
+        raise DataError(f'{path}: probabilities of {ids[worst]} sum to {total[worst]:.3g}, the smallest is {x.min():.3g}; '
+                        'expected 0 or more, and a sum of 1: are they logits?')
+    if label.max() >= x.shape[1]:
+        raise DataError(f'{path}: label {label.max()} with {x.shape[1]} classes; expected 0-based labels in the order of the columns')
+    return x
 
 def _open(path):
     "(clip ids, labels, kind of scores, scores) of a file, checked"
@@ -149,16 +189,15 @@ def _open(path):
     if not path.is_file(): raise DataError(f'{path}: no such file of predictions')
     try: found = _READERS[path.suffix](path)
     except DataError: raise
-    except Exception as e: raise DataError(f'{path}: cannot be read as {path.suffix} ({str(e).splitlines()[0][:120] if str(e) else type(e).__name__}); write it again, without pickled objects') from None
+    except Exception as e:
+        why = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
+        raise DataError(f'{path}: cannot be read as {path.suffix} ({why}); write it again, without pickled objects') from None
     kind = next((k for k in _SCORES if k in found), None)
     if missing := [k for k in ('clip_id', 'label') if k not in found] + ([] if kind else ['logits, probabilities or predicted']):
         raise DataError(f'{path}: no {missing[0]}; found {", ".join(map(str, found)) or "nothing"}')
-    ids, label, x = [i.decode() if isinstance(i, bytes) else str(i) for i in found['clip_id'].ravel()], _whole(path, 'label', found['label']), found[kind]
-    if kind == 'predicted': return ids, label, kind, _whole(path, kind, x)
-    if x.ndim != 2 or len(x) != len(label) or x.dtype.kind not in 'fiu' or not np.isfinite(x).all(): raise DataError(f'{path}: {kind} of shape {list(x.shape)} for {len(label)} labels; expected finite numbers [clips, classes]')
-    if kind == 'probabilities' and ((x < 0).any() or (abs(x.sum(1) - 1) > .01).any()): raise DataError(f'{path}: probabilities of {ids[int(np.argmax(abs(x.sum(1) - 1)))]} sum to {x.sum(1)[np.argmax(abs(x.sum(1) - 1))]:.3g}, the smallest is {x.min():.3g}; expected 0 or more, and a sum of 1: are they logits?')
-    if label.max() >= x.shape[1]: raise DataError(f'{path}: label {label.max()} with {x.shape[1]} classes; expected 0-based labels in the order of the columns')
-    return ids, label, kind, x
+    ids = [i.decode() if isinstance(i, bytes) else str(i) for i in found['clip_id'].ravel()]
+    label, x = _whole(path, 'label', found['label']), found[kind]
+    return ids, label, kind, _whole(path, kind, x) if kind == 'predicted' else _scored(path, ids, label, kind, x)
 
 # %% ../nbs/05_evaluate.ipynb #1f981145
 def read_predictions(
@@ -166,9 +205,12 @@ def read_predictions(
 )->Predictions: # probabilities become their logarithms
     "Read predictions with their scores; `DataError` names what is wrong with the file"
     ids, label, kind, x = _open(path)
-    if kind == 'predicted': raise DataError(f'{path}: holds predicted classes without scores; enough for `gap_report`, but confidences need logits or probabilities')
-    return Predictions(torch.tensor(np.log(np.maximum(x, 1e-38)) if kind == 'probabilities' else x, dtype=torch.float32), torch.tensor(label), tuple(ids))
+    if kind == 'predicted':
+        raise DataError(f'{path}: holds predicted classes without scores; enough for `gap_report`, but confidences need logits or probabilities')
+    if kind == 'probabilities': x = np.log(np.maximum(x, 1e-38))
+    return Predictions(torch.tensor(x, dtype=torch.float32), torch.tensor(label), tuple(ids))
 
+# %% ../nbs/05_evaluate.ipynb #04c3b802
 def write_predictions(
     p:Predictions, # with clip ids
     path:str|Path, # ends in .csv, .npz or .safetensors
@@ -179,7 +221,9 @@ def write_predictions(
     answers(p)
     if path.suffix not in _READERS: raise DataError(f'{path}: expected a name ending in {", ".join(_READERS)}')
     with atomic(path) as tmp:
-        if path.suffix == '.csv': pd.DataFrame(dict(clip_id=p.clip_ids, label=y) | {f'logit_{k}': x[:, k] for k in range(x.shape[1])}).to_csv(tmp, index=False, float_format='%.9g')
+        if path.suffix == '.csv':
+            columns = dict(clip_id=p.clip_ids, label=y) | {f'logit_{k}': x[:, k] for k in range(x.shape[1])}
+            pd.DataFrame(columns).to_csv(tmp, index=False, float_format='%.9g')
         elif path.suffix == '.npz': np.savez_compressed(tmp, clip_id=np.array(p.clip_ids), label=y, logits=x)
         else:
             from safetensors.numpy import save_file
@@ -193,7 +237,8 @@ def answers(
     if isinstance(source, Answers): return source
     if isinstance(source, Predictions):
         one_head(source)
-        if not source.clip_ids: raise DataError('predictions without clip ids cannot be told apart; predict with a loader that does not shuffle, or name the clips')
+        if not source.clip_ids:
+            raise DataError('predictions without clip ids cannot be told apart; predict with a loader that does not shuffle, or name the clips')
         return Answers(source.clip_ids, source.labels.numpy(), source.logits.argmax(1).numpy(), source.logits.shape[1])
     ids, label, kind, x = _open(source)
     return Answers(tuple(ids), label, x if kind == 'predicted' else x.argmax(1), 0 if kind == 'predicted' else x.shape[1], str(source))
@@ -245,7 +290,8 @@ def _scores(p):
     if not p.heads: return dict(zip(('top1', 'se'), top1(p)), ece=ece(p))
     parts = {h: one_head(q) for h, q in _split(p).items()}
     right = torch.stack([q.logits.argmax(1) == q.labels for q in parts.values()]).all(0).float().mean().item()
-    return dict(top1=right, se=math.sqrt(right*(1 - right)/len(p)), ece=sum(map(ece, parts.values()))/len(parts)) | {h: top1(q)[0] for h, q in parts.items()}
+    error = sum(map(ece, parts.values()))/len(parts)
+    return dict(top1=right, se=math.sqrt(right*(1 - right)/len(p)), ece=error) | {h: top1(q)[0] for h, q in parts.items()}
 
 # %% ../nbs/05_evaluate.ipynb #c070d38a
 def _on_test(model, df, c, signals, **inputs):
@@ -256,12 +302,14 @@ def evaluate_run(
     out:str|Path, # folder of a run
     df:pd.DataFrame, # the clip index the run was made with
     groups:dict[str, Sequence]|None=None, # e.g. {'motion': [motion of class 0, ...]}: adds a column of `group_top1`
-)->list[dict]: # one row per step: name, step, test_input, top1, se, ece, n, params, seconds; with several heads top1 is that of a clip with every head right, ece the mean, and each head has a column
-    "Accuracy and calibration of every step of a run on the test split; `DataError` when there is no run"
+)->list[dict]: # one row per step: name, step, test_input, top1, se, ece, n, params, seconds
+    """Accuracy and calibration of every step of a run on the test split; `DataError` when there is no run.
+    With several heads top1 is that of a clip with every head right, ece the mean, and each head has a column"""
     out, c, rows = Path(out), reading(out), []
     for file in sorted(out.glob('*/record.json')):
         r = read_json(file)
         p = _on_test(load_model(file.parent/'model.safetensors'), df, c, r['test'])
-        rows.append(dict(name=r['name'], step=r['step'], test_input='+'.join(signal(s).key for s in r['test'])) | {k: round(v, 4) for k, v in _scores(p).items()} |
-                    dict(n=len(p), params=r['params'], seconds=r['seconds']) | {k: round(group_top1(p, g), 4) for k, g in (groups or {}).items()})
+        row = dict(name=r['name'], step=r['step'], test_input='+'.join(signal(s).key for s in r['test']))
+        row |= {k: round(v, 4) for k, v in _scores(p).items()} | dict(n=len(p), params=r['params'], seconds=r['seconds'])
+        rows.append(row | {k: round(group_top1(p, g), 4) for k, g in (groups or {}).items()})
     return sorted(rows, key=lambda r: (r['step'] or 9, r['name']))
