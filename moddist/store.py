@@ -121,7 +121,8 @@ def _staged(dest, clip_id, key, suffix)->Path:
 def _sources(df:pd.DataFrame, keys:Iterable[str])->set[str]:
     "Real paths of all that an index names: the columns `keys`, and whatever else looks like a path"
     keys, parents, found = {*keys, *MODALITIES}, {}, set()
-    named = {os.fspath(v) for k in df for v in df[k] if isinstance(v, (str, os.PathLike)) and v != '' and (k in keys or os.sep in str(v) or '/' in str(v))}
+    named = {os.fspath(v) for k in df for v in df[k]
+             if isinstance(v, (str, os.PathLike)) and v != '' and (k in keys or os.sep in str(v) or '/' in str(v))}
     for path in named:
         parent, name = os.path.split(os.path.abspath(_place(path)))
         if parent not in parents: parents[parent] = os.path.realpath(parent)
@@ -129,7 +130,17 @@ def _sources(df:pd.DataFrame, keys:Iterable[str])->set[str]:
         found |= {path, os.path.realpath(path)} if os.path.islink(path) else {path}
     return found
 
-def _is_source(path:Path, sources:Collection[str])->bool: return bool(sources) and not sources.isdisjoint({os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(path)})
+def _is_source(path:Path, sources:Collection[str])->bool:
+    return bool(sources) and not sources.isdisjoint({os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(path)})
+
+# %% ../nbs/01c_store.ipynb #a1f8eb06
+def _check_replaced(p:Path, staged:Path, final:Path, ours:Collection[str], sources:Collection[str]):
+    "`DataError` unless a file in the way may go: the record names it and the index does not; or it is the very same file"
+    if p == final and p.is_file() and p.stat().st_size == staged.stat().st_size and _checksum(p) == _checksum(staged): return
+    if p.name not in ours:
+        raise DataError(f'{p}: in the way, and no record says that moddist wrote it, so it is left alone; '
+                        'move it, or choose another folder for the store (--out)')
+    if _is_source(p, sources): raise DataError(f'{p}: a source of this index, so it is left alone; prepare again from the original index')
 
 def _settle(staged:Path, dest, clip_id, key, info:dict, sources:Collection[str]=frozenset())->Path:
     "Give a finished file its place and its record. `DataError` for a file in its way that no record names, or that is a source of the index"
@@ -137,12 +148,10 @@ def _settle(staged:Path, dest, clip_id, key, info:dict, sources:Collection[str]=
     ours = {note.get('file'), *note.get('replaces', ())}
     there = [p for p in _files(dest, clip_id, key) if not _PARTIAL.match(p.name) and not p.name.endswith(_RECORD)]
     try:
-        for p in there:
-            same = p == final and p.is_file() and p.stat().st_size == staged.stat().st_size and _checksum(p) == _checksum(staged)
-            if p.name not in ours and not same: raise DataError(f'{p}: in the way, and no record says that moddist wrote it, so it is left alone; move it, or choose another folder for the store (--out)')
-            if _is_source(p, sources) and not same: raise DataError(f'{p}: a source of this index, so it is left alone; prepare again from the original index')
+        for p in there: _check_replaced(p, staged, final, ours, sources)
         others = [p for p in there if p != final]
-        write_json(clip_path(dest, clip_id, key, _RECORD), dict(clip_id=str(clip_id), key=key, file=final.name, replaces=[p.name for p in others], unfinished=True))
+        announced = dict(clip_id=str(clip_id), key=key, file=final.name, replaces=[p.name for p in others], unfinished=True)
+        write_json(clip_path(dest, clip_id, key, _RECORD), announced)
         os.replace(staged, final)
         for p in others: p.unlink()
         record(dest, clip_id, key, info)
@@ -186,7 +195,8 @@ def _write_h264(path, frames, fps:float):
     "Small lossy video: H.264 in MP4, CRF 20, no B-frames, quick to decode"
     import av
     with atomic(path) as tmp, av.open(str(tmp), 'w', format='mp4') as box:
-        stream = box.add_stream('libx264', rate=Fraction(fps).limit_denominator(1001), options=dict(crf='20', preset='medium', tune='fastdecode', bf='0'))
+        options = dict(crf='20', preset='medium', tune='fastdecode', bf='0')
+        stream = box.add_stream('libx264', rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.thread_count = *frames.shape[1:3], 1
         stream.pix_fmt = 'yuv444p' if frames.shape[1] % 2 or frames.shape[2] % 2 else 'yuv420p' # half the colours need an even size
         for f in frames: box.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(f), 'rgb24')))
@@ -291,6 +301,7 @@ def _outcomes(rows:Iterable[dict], work:Callable, workers:int):
     try: yield from pool.map(attempt, rows)
     finally: pool.shutdown(cancel_futures=True)
 
+# %% ../nbs/01c_store.ipynb #2e715892
 def _check_request(df, signals, short_side, pictures, shard, on_error):
     "`DataError` for what cannot be meant"
     i, n = shard
@@ -300,40 +311,55 @@ def _check_request(df, signals, short_side, pictures, shard, on_error):
     if not signals: raise DataError('no signals asked; expected some of the columns of the index, such as rgb and depth')
     for s in (signal('clip_id:rgb'), *signals):
         if s.key not in df: raise DataError(f'the clip index has no column {s.key!r}; found {", ".join(map(str, df.columns))}')
-    for key, side in (short_side if isinstance(short_side, dict) else {signals[0].key: short_side}).items():
-        if key not in {s.key for s in signals}: raise DataError(f'short_side for {key!r}: expected one of the signals {", ".join(s.key for s in signals)}')
+    keys = [s.key for s in signals]
+    for key, side in (short_side if isinstance(short_side, dict) else {keys[0]: short_side}).items():
+        if key not in keys: raise DataError(f'short_side for {key!r}: expected one of the signals {", ".join(keys)}')
         if side is not None and (side < 2 or side % 2): raise DataError(f'short_side={side}: expected an even number of px, or None')
     folders = df.clip_id.map(lambda c: _folder('', c).name.lower()) # some file systems do not tell A from a
-    if folders.duplicated().any(): raise DataError(f'clip {df.clip_id[folders.duplicated()].iloc[0]} occurs twice in the index; clip_id must be unique, also in lower case')
+    if not folders.duplicated().any(): return
+    raise DataError(f'clip {df.clip_id[folders.duplicated()].iloc[0]} occurs twice in the index; clip_id must be unique, also in lower case')
 
+# %% ../nbs/01c_store.ipynb #3861a3f9
 def _check_places(df, dest, signals, how)->set[str]: # the sources
     "`DataError` before anything is written when the store would be in the way of what it is made from"
     sources = _sources(df, [s.key for s in signals])
-    if (dest/'index.csv').exists() and not next(dest.glob(f'*/*{_RECORD}'), None): raise DataError(f'{dest/"index.csv"}: is there, but not of a store, and would be replaced; choose another folder for the store (--out)')
-    inside = {}
+    if (dest/'index.csv').exists() and not next(dest.glob(f'*/*{_RECORD}'), None):
+        raise DataError(f'{dest/"index.csv"}: is there, but not of a store, and would be replaced; '
+                        'choose another folder for the store (--out)')
+    inside, root = {}, os.path.realpath(dest)
     for p in sources: inside.setdefault(os.path.dirname(p), []).append(os.path.basename(p))
-    root = os.path.realpath(dest)
     for row in df.to_dict('records'):
         folder = os.path.join(root, _folder('', row['clip_id']).name)
+        there = inside.get(os.path.realpath(folder) if os.path.islink(folder) else folder, ())
         for s in signals:
-            for name in inside.get(os.path.realpath(folder) if os.path.islink(folder) else folder, ()):
-                known = _noted(dest, row['clip_id'], s.key)
-                if name.startswith(quote(s.key, safe='') + '.') and name not in (known.get('file'), *known.get('replaces', ())):
-                    raise DataError(f'{dest}: holds the recordings themselves ({os.path.join(folder, name)}), and a store there would be in their way; choose another folder for the store (--out)')
-            if _own(dest, row, s.key):
-                asked = _info(row, s, how)['settings']
-                known = _noted(dest, row['clip_id'], s.key).get('settings', {})
-                other = [k for k in ('start', 'stop', 'numbers') if k in asked] + [k for k in ('short_side', 'pictures', 'quality') if k in asked and asked[k] != known.get(k)]
-                if other: raise DataError(f'clip {row["clip_id"]}: {s.key} is already a file of this store, made with {other[0]}={known.get(other[0])}, and {asked[other[0]]} is asked; prepare again from the original index')
+            known = _noted(dest, row['clip_id'], s.key)
+            _check_free(dest, folder, there, s, known)
+            if _own(dest, row, s.key): _check_settings(row, s, _info(row, s, how)['settings'], known.get('settings', {}))
     return sources
+
+def _check_free(dest, folder, there, s, known):
+    "`DataError` when one of the sources `there` in a clip's folder has the name of a file of the store, and no record knows it"
+    ours = (known.get('file'), *known.get('replaces', ()))
+    for name in there:
+        if name.startswith(quote(s.key, safe='') + '.') and name not in ours:
+            raise DataError(f'{dest}: holds the recordings themselves ({os.path.join(folder, name)}), and a store there would be in their way; '
+                            'choose another folder for the store (--out)')
+
+def _check_settings(row, s, asked, known):
+    "`DataError` when a file of this store is asked to be what it is not"
+    other = [k for k in ('start', 'stop', 'numbers') if k in asked]
+    other += [k for k in ('short_side', 'pictures', 'quality') if k in asked and asked[k] != known.get(k)]
+    if other:
+        raise DataError(f'clip {row["clip_id"]}: {s.key} is already a file of this store, made with {other[0]}={known.get(other[0])}, '
+                        f'and {asked[other[0]]} is asked; prepare again from the original index')
 
 # %% ../nbs/01c_store.ipynb #62f55a0a
 def prepare(
     df:pd.DataFrame, # clip index
     dest:str|os.PathLike, # root of the store; may hold a store already, but not the recordings
-    signals:Sequence[str|Signal]=('rgb', 'depth'), # what to prepare; columns of other modalities are left out of the result, unless their files are of this store
+    signals:Sequence[str|Signal]=('rgb', 'depth'), # what to prepare; other modalities are left out, unless their files are of this store
     *,
-    short_side:int|dict|None=256, # px of RGB and infrared, even; a dict sets it for the signals it names, e.g. {'rgb': 256, 'depth': 212}; None = as they are
+    short_side:int|dict|None=256, # px of RGB and infrared, even; a dict names signals, e.g. {'rgb': 256, 'depth': 212}; None = as they are
     pictures:str='jpeg', # 'jpeg': fast | 'h264': small
     quality:int=90, # of JPEG
     shard:tuple[int, int]=(0, 1), # this job is number i of n: every n-th clip
@@ -353,7 +379,9 @@ def prepare(
         for s in signals:
             if has_value(row, s.key): _prepare_signal(row, s, dest, how, sources)
     for row, error in progress(_outcomes(mine, work, workers), 'prepare', len(mine), 'clip'):
-        if error and on_error == 'error': raise DataError(f'clip {row["clip_id"]}: {error}; what is done stays done, mend it and call again, or skip it with on_error="skip" (command line: --skip-errors)') from None
+        if error and on_error == 'error':
+            raise DataError(f'clip {row["clip_id"]}: {error}; what is done stays done, mend it and call again, '
+                            'or skip it with on_error="skip" (command line: --skip-errors)') from None
         if error: skipped.append((row['clip_id'], str(error)))
     index = _publish(df, dest, signals, how)
     index.attrs['skipped'] = skipped
@@ -378,6 +406,7 @@ def verify(
         notes = sorted(folder.glob(f'*{_RECORD}'))
         checked = [(note.name.removesuffix(_RECORD), _problem(note)) for note in notes]
         known = {key for key, _ in checked}
-        checked += [(p.name.partition('.')[0], 'no record: unfinished, or not of this store') for p in folder.iterdir() if p.name.lstrip('.').partition('.')[0] not in known]
+        strangers = [p for p in folder.iterdir() if p.name.lstrip('.').partition('.')[0] not in known]
+        checked += [(p.name.partition('.')[0], 'no record: unfinished, or not of this store') for p in strangers]
         found += [dict(clip_id=unquote(folder.name), key=unquote(key), problem=p) for key, p in checked if p]
     return pd.DataFrame(found, columns=['clip_id', 'key', 'problem'])
