@@ -44,11 +44,13 @@ def panel_figure(
     panels, cols = _panels(log), 4
     rows, top = -(-len(panels)//cols), 1 if maps else 0
     titles = [*([maps['student'], f'real ({maps["teacher"]})', 'hallucinated', 'hallucinated \N{MINUS SIGN} real'] if maps else []), *panels]
-    fig = make_subplots(rows + top, cols, subplot_titles=titles, row_heights=[1.25]*top + [1.]*rows, horizontal_spacing=.07, vertical_spacing=min(.4, 84/(210*(rows + top) + 1)))
+    fig = make_subplots(rows + top, cols, subplot_titles=titles, row_heights=[1.25]*top + [1.]*rows,
+                        horizontal_spacing=.07, vertical_spacing=min(.4, 84/(210*(rows + top) + 1)))
     if maps: _draw_maps(fig, maps, len(log) - 1)
     for i, (p, names) in enumerate(panels.items()): _draw_term(fig, log, p, names, row=i//cols + 1 + top, col=i % cols + 1)
     for note in fig.layout.annotations: note.font.size = 12
-    fig.update_layout(legend=dict(orientation='h', x=1, xanchor='right', y=1, yanchor='top', yref='container'), hovermode='x', margin=dict(t=78, b=50 + 40*slider, r=10))
+    fig.update_layout(legend=dict(orientation='h', x=1, xanchor='right', y=1, yanchor='top', yref='container'), hovermode='x',
+                      margin=dict(t=78, b=50 + 40*slider, r=10))
     look(fig, title=_heading(name, log, maps, len(log) - 1), height=130 + 210*(rows + top) + 40*slider)
     return _add_slider(fig, name, log, maps, most) if slider and len(log) > 1 else fig
 
@@ -61,19 +63,25 @@ def _draw_maps(fig, maps, i):
     "The picture and three maps in the first row"
     fig.add_image(source=png(maps['picture']), hoverinfo='skip', row=1, col=1)
     h, real = maps['hallucinated'], maps['real']
-    for c, z, axis in ((2, real, 'coloraxis'), (3, h[i], 'coloraxis'), (4, h[i] - real, 'coloraxis2')): fig.add_heatmap(z=z, coloraxis=axis, hovertemplate='%{z:.3~g}<extra></extra>', row=1, col=c)
+    for c, z, axis in ((2, real, 'coloraxis'), (3, h[i], 'coloraxis'), (4, h[i] - real, 'coloraxis2')):
+        fig.add_heatmap(z=z, coloraxis=axis, hovertemplate='%{z:.3~g}<extra></extra>', row=1, col=c)
     for c in range(1, 5): _square(fig, 1, c)
-    lo, hi, d = min(0., float(min(real.min(), np.min(h)))), float(max(real.max(), np.max(h), 1e-6)), max(float(np.abs(np.subtract(h, real)).max()), 1e-6)
-    fig.update_layout(coloraxis=dict(colorscale=_colorscale(COLOURS['feature']), cmin=lo, cmax=hi, showscale=False), coloraxis2=dict(colorscale=_colorscale(COLOURS['diff']), cmin=-d, cmax=d, showscale=False))
+    lo, hi = min(0., float(min(real.min(), np.min(h)))), float(max(real.max(), np.max(h), 1e-6))
+    d = max(float(np.abs(np.subtract(h, real)).max()), 1e-6)
+    fig.update_layout(coloraxis=dict(colorscale=_colorscale(COLOURS['feature']), cmin=lo, cmax=hi, showscale=False),
+                      coloraxis2=dict(colorscale=_colorscale(COLOURS['diff']), cmin=-d, cmax=d, showscale=False))
 
+# %% ../nbs/04e_panel.ipynb #850aeeba
 def _draw_term(fig, log, name, columns, **at):
     "One panel, and a dot on each line at the last epoch"
     seen = {t.name for t in fig.data}
     for c in columns:
         kind, y = 'valid' if c.startswith('valid_') else 'train', log[c]
         line = dict(color=INK[1] if kind == 'valid' else INK[0], dash='dash' if kind == 'valid' else 'solid', width=2)
-        fig.add_scatter(x=log.epoch, y=y, mode='lines', name=kind, legendgroup=kind, showlegend=kind not in seen, line=line, hovertemplate='%{y:.4g}', **at)
-        fig.add_scatter(x=[log.epoch.iloc[-1]], y=[y.iloc[-1]], mode='markers', marker=dict(color=line['color'], size=8), showlegend=False, hoverinfo='skip', meta=c, **at)
+        fig.add_scatter(x=log.epoch, y=y, mode='lines', name=kind, legendgroup=kind, showlegend=kind not in seen, line=line,
+                        hovertemplate='%{y:.4g}', **at)
+        fig.add_scatter(x=[log.epoch.iloc[-1]], y=[y.iloc[-1]], mode='markers', marker=dict(color=line['color'], size=8),
+                        showlegend=False, hoverinfo='skip', meta=c, **at)
         seen.add(kind)
     last = float(log.epoch.iloc[-1])
     fig.update_xaxes(title='epoch', range=[min(float(log.epoch.iloc[0]), last - 1) - .15, last + .15], tick0=0, dtick=-(-len(log)//6), **at)
@@ -82,7 +90,8 @@ def _draw_term(fig, log, name, columns, **at):
 def _add_slider(fig, name, log, maps, most):
     "One animation frame per epoch: the maps and the dots move"
     import plotly.graph_objects as go
-    shown, dots = np.unique(np.linspace(0, len(log) - 1, min(most, len(log))).round().astype(int)), [i for i, t in enumerate(fig.data) if t.meta]
+    shown = np.unique(np.linspace(0, len(log) - 1, min(most, len(log))).round().astype(int))
+    dots = [i for i, t in enumerate(fig.data) if t.meta]
     moving = ([2, 3] if maps else []) + dots
     def frame(i):
         data = [go.Heatmap(z=maps['hallucinated'][i]), go.Heatmap(z=maps['hallucinated'][i] - maps['real'])] if maps else []
@@ -90,13 +99,15 @@ def _add_slider(fig, name, log, maps, most):
         return go.Frame(data=data, traces=moving, name=str(i), layout=dict(title=dict(text=_heading(name, log, maps, i))))
     fig.frames = [frame(i) for i in shown]
     now = dict(frame=dict(duration=0, redraw=True), mode='immediate', transition=dict(duration=0))
-    fig.update_layout(sliders=[dict(active=len(shown) - 1, x=0, len=1, y=0, yanchor='top', pad=dict(t=46), currentvalue=dict(visible=False), ticklen=4,
-                                    steps=[dict(label=f'{log.epoch.iloc[i]:.0f}', method='animate', args=[[str(i)], now]) for i in shown])])
+    steps = [dict(label=f'{log.epoch.iloc[i]:.0f}', method='animate', args=[[str(i)], now]) for i in shown]
+    fig.update_layout(sliders=[dict(active=len(shown) - 1, x=0, len=1, y=0, yanchor='top', pad=dict(t=46), ticklen=4,
+                                    currentvalue=dict(visible=False), steps=steps)])
     return fig
 
 # %% ../nbs/04e_panel.ipynb #5dc435e4
 class TrainingPanel(Callback):
-    "Show a training while it runs, or the steps of a recipe one after another; keeps `steps`, and `log`, `maps`, `history` of the last fit; events before_fit, before_epoch, after_batch, after_epoch, after_fit"
+    """Show a training while it runs, or the steps of a recipe one after another; keeps `steps`, and `log`, `maps`, `history` of the last fit.
+    Events before_fit, before_epoch, after_batch, after_epoch, after_fit"""
     order = 55 # after the recorder, before fastai's own bar
     def __init__(self,
         where:str='auto', # 'auto' | 'notebook' | 'terminal' | 'off'
@@ -113,15 +124,6 @@ class TrainingPanel(Callback):
 
     @property
     def log(self)->pd.DataFrame: return pd.DataFrame(self.history) # one row per epoch: epoch (1, 2, ...), train_..., valid_...
-    def figure(self,
-        step:str|None=None, # of a recipe, one of `steps`; None = the fit that ran last
-        **options, # `slider`, `most` of `panel_figure`
-    ): # plotly Figure
-        "What was seen, as one figure; `DataError` for a step that was not watched"
-        if step is not None and step not in self.steps: raise DataError(f'no step {step!r} was watched; expected one of {", ".join(self.steps) or "none yet"}')
-        step = self._fit_name if step is None else step
-        history, maps = self.steps.get(step, ((), None))
-        return panel_figure(pd.DataFrame(history), maps, name=step, **options)
 
     def before_fit(self):
         if hasattr(self.learn, 'lr_finder'): self.run = False; return                      # set back by fastai after the search
@@ -130,33 +132,65 @@ class TrainingPanel(Callback):
         self._distill = next((c for c in self.learn.cbs if isinstance(c, DistillCallback)), None)
         self._look = self._fixed_clip()
         self._quiet()
-        if self._mode == 'terminal' and self._within is None: self._open_bar()             # a recipe has its own
 
     def before_epoch(self): self._sums, self._clips = {}, 0
 
     def after_batch(self):
         if not self.training: return
         n = len(self.y[0] if isinstance(self.y, (tuple, list)) else self.y)
-        now = {f'train_{k}': v for k, v in self._distill.values.items()} if self._distill else {}
-        if 'accuracy' in self.recorder.metric_names and getattr(self.pred, 'ndim', 0) == 2 and self.y.ndim == 1: now['train_accuracy'] = (self.pred.detach().argmax(1) == self.y).float().mean()
-        for k, v in now.items(): self._sums[k] = self._sums.get(k, 0.) + v*n
+        for k, v in self._of_batch().items(): self._sums[k] = self._sums.get(k, 0.) + v*n
         self._clips += n
         if self._bar is not None: self._bar.update(1)
 
     def after_epoch(self):
-        if not self._clips:                                                                # an epoch that a resumed fit skips
-            if self._bar is not None: self._bar.initial += len(self.dls.train); self._bar.n += len(self.dls.train)
-            return
-        seen = zip(list(self.recorder.metric_names)[1:], self.learn.final_record)
-        row = {('' if k.startswith(('train_', 'valid_')) else 'valid_') + k: float(v) for k, v in seen if isinstance(v, (int, float))}
-        row = dict(epoch=self.epoch + 1) | {k: float(v)/self._clips for k, v in self._sums.items()} | row
-        self.history.append(row | (self._look() if self._look else {}))
+        if not self._clips: return self._skipped()
+        self.history.append(self._of_epoch() | (self._look() if self._look else {}))
         self.steps[self._fit_name] = self.history, self.maps
         self._show(last=False)
 
     def after_fit(self):
         if getattr(self, '_mode', 'off') != 'off' and self.history: self._show(last=True)
         self._loud()
+
+# %% ../nbs/04e_panel.ipynb #160b9a32
+@patch
+def _of_batch(self:TrainingPanel)->dict: # name -> value of this training batch
+    "Terms that the distillation callback computed, and the accuracy where it is a metric"
+    now = {f'train_{k}': v for k, v in self._distill.values.items()} if self._distill else {}
+    if 'accuracy' in self.recorder.metric_names and getattr(self.pred, 'ndim', 0) == 2 and self.y.ndim == 1:
+        now['train_accuracy'] = (self.pred.detach().argmax(1) == self.y).float().mean()
+    return now
+
+@patch
+def _of_epoch(self:TrainingPanel)->dict: # name -> value of this epoch
+    "Means over the clips of the training batches, and the recorder's values"
+    seen = zip(list(self.recorder.metric_names)[1:], self.learn.final_record)
+    row = {('' if k.startswith(('train_', 'valid_')) else 'valid_') + k: float(v) for k, v in seen if isinstance(v, (int, float))}
+    return dict(epoch=self.epoch + 1) | {k: float(v)/self._clips for k, v in self._sums.items()} | row
+
+# %% ../nbs/04e_panel.ipynb #8a9c7191
+@patch
+def figure(self:TrainingPanel,
+    step:str|None=None, # of a recipe, one of `steps`; None = the fit that ran last
+    **options, # `slider`, `most` of `panel_figure`
+): # plotly Figure
+    "What was seen, as one figure; `DataError` for a step that was not watched"
+    if step is not None and step not in self.steps:
+        raise DataError(f'no step {step!r} was watched; expected one of {", ".join(self.steps) or "none yet"}')
+    step = self._fit_name if step is None else step
+    history, maps = self.steps.get(step, ((), None))
+    return panel_figure(pd.DataFrame(history), maps, name=step, **options)
+
+# %% ../nbs/04e_panel.ipynb #7253bba8
+def _row_of(rows, clip):
+    "The row of a clip, by its name or position"
+    if isinstance(clip, str):
+        row = next((r for r in rows if r['clip_id'] == clip), None)
+        if row: return row
+        raise DataError(f'clip {clip!r} is not among the {len(rows)} validation clips; '
+                        f'expected a name such as {rows[0]["clip_id"]!r}, or a position')
+    if -len(rows) <= clip < len(rows): return rows[clip]
+    raise DataError(f'clip {clip}: there are {len(rows)} validation clips; expected 0 to {len(rows) - 1}')
 
 # %% ../nbs/04e_panel.ipynb #29e3af26
 @patch
@@ -165,9 +199,7 @@ def _fixed_clip(self:TrainingPanel):
     d, rows = self._distill, list(getattr(getattr(self.dls.valid, 'dataset', None), 'items', ()) or ())
     tap = self.tap or next((t.taps[0] for t in getattr(d, 'terms', ()) if t.taps), None)
     if d is None or d.teacher is None or tap is None or not rows: return None
-    if isinstance(self.clip, str) and self.clip not in (r['clip_id'] for r in rows): raise DataError(f'clip {self.clip!r} is not among the {len(rows)} validation clips; expected a name such as {rows[0]["clip_id"]!r}, or a position')
-    if not isinstance(self.clip, str) and not -len(rows) <= self.clip < len(rows): raise DataError(f'clip {self.clip}: there are {len(rows)} validation clips; expected 0 to {len(rows) - 1}')
-    row = next(r for r in rows if r['clip_id'] == self.clip) if isinstance(self.clip, str) else rows[self.clip]
+    row = _row_of(rows, self.clip)
     if tap not in taps(self.model) and not any(t.taps for t in d.terms): return None       # a step of a recipe that compares no maps
     if tap not in taps(self.model): raise ModelError(f'no tap {tap!r} in the student: expected one of {", ".join(taps(self.model))}')
     term = next((t for t in d.terms if tap in t.taps), None)
@@ -182,7 +214,9 @@ def _compare(self:TrainingPanel, rows, teacher, signals, name, tap):
     m, = clip_maps(self.dls, rows, teacher, self.model, signals, layers={name: tap})
     (real, hall), t = m.layers[name], len(m)//2
     at = t*real.shape[1]//len(m)
-    if self.maps is None: self.maps = dict(clip=f'{m.action or m.clip_id} ({m.clip_id}), frame {t}', layer=tap, student=m.student_title, teacher=m.teacher_title, picture=m.rgb[t], real=planes(real, self.channel)[at], hallucinated=[])
+    if self.maps is None:
+        self.maps = dict(clip=f'{m.action or m.clip_id} ({m.clip_id}), frame {t}', layer=tap, student=m.student_title,
+                         teacher=m.teacher_title, picture=m.rgb[t], real=planes(real, self.channel)[at], hallucinated=[])
     self.maps['hallucinated'].append(planes(hall, self.channel)[at])
     r = agreement(real, hall)[1]
     return dict(valid_correlation=float(np.nanmean(r)) if np.isfinite(r).any() else float('nan'))
@@ -203,6 +237,7 @@ def _quiet(self:TrainingPanel):
     for c in self.learn.cbs:
         if isinstance(c, ProgressCallback): c.run = False                                  # fastai itself sets it back after the fit
     self._logger, self.learn.logger = self.learn.logger, noop
+    if self._mode == 'terminal' and self._within is None: self._open_bar()                 # a recipe has its own
 
 @patch
 def _loud(self:TrainingPanel):
@@ -211,10 +246,17 @@ def _loud(self:TrainingPanel):
     if self._bar is not None: self._bar.close()
     self._logger = self._bar = self._live = None
 
+# %% ../nbs/04e_panel.ipynb #5997390f
 @patch
 def _open_bar(self:TrainingPanel):
     from tqdm import tqdm
-    self._bar = tqdm(total=self.n_epoch*len(self.dls.train), desc=f'epoch 0/{self.n_epoch}', unit='batch', file=self.file or sys.stderr, dynamic_ncols=True)
+    self._bar = tqdm(total=self.n_epoch*len(self.dls.train), desc=f'epoch 0/{self.n_epoch}', unit='batch',
+                     file=self.file or sys.stderr, dynamic_ncols=True)
+
+@patch
+def _skipped(self:TrainingPanel):
+    "An epoch that a resumed fit skips moves the bar, and says nothing about the speed"
+    if self._bar is not None: self._bar.initial += len(self.dls.train); self._bar.n += len(self.dls.train)
 
 @patch
 def _show(self:TrainingPanel, last):
