@@ -17,13 +17,14 @@ from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.load import SkipItemException
 from fastai.torch_core import TensorCategory
+from fastcore.basics import patch
 from fasttransform import Transform
 from .clips import load_clip, plot_clip
 from .core import CLIP_TYPES, DataError, Signal, device, settings, signal
 from .draws import ClipSampler
 from .inputs import ClipInputs, JitterRGB
 
-# %% ../nbs/01_data.ipynb #a43f2b18
+# %% ../nbs/01_data.ipynb #1f2db811
 class LoadClip(Transform):
     "Row of a clip index -> clip tensor, random in the training split and fixed elsewhere"
     def __init__(self, spec:str|Signal, sampler:ClipSampler): super().__init__(); self.signal, self.sampler = signal(spec), sampler
@@ -32,45 +33,18 @@ class LoadClip(Transform):
     def __call__(self, row, split_idx=None, **kwargs):
         try: return load_clip(row, self.signal, self.sampler, train=split_idx == 0, view=self.view)
         except DataError:
-            if split_idx is None and self.on_error == 'skip': return torch.empty(0).as_subclass(CLIP_TYPES[self.signal.modality.key]) # fastai asks the first row for its type only
-            raise
+            if split_idx is not None or self.on_error != 'skip': raise
+            return torch.empty(0).as_subclass(CLIP_TYPES[self.signal.modality.key]) # fastai asks the first row for its type only
 
+# %% ../nbs/01_data.ipynb #3f3df78b
 class ClipDL(TfmdDL):
     "fastai's loader, which counts epochs for the draws, follows a policy for damaged clips, and shows clips as strips"
     skipped = () # clip_ids that could not be read in the last pass
-    views = property(lambda self: self.loaders[0].tfm.sampler.views)
-    on_error = property(lambda self: next((l.tfm.on_error for l in self.loaders), 'error'), lambda self, how: [setattr(l.tfm, 'on_error', how) for l in self.loaders], doc="'error' or 'skip'")
 
     def before_iter(self):
         super().before_iter()
         if self.loaders and self.loaders[0].split == 0: self.loaders[0].tfm.sampler.epoch += 1
         self._bad = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_() # written by loader processes, read here
-
-    def create_item(self, i):
-        if i is None: return self._first_readable() # fastai asks for any item, to see of which type they are
-        try: return super().create_item(i)
-        except DataError:
-            if self.on_error != 'skip': raise
-            self._bad[i] = True
-            raise SkipItemException from None
-
-    def _first_readable(self):
-        for i in range(len(self.dataset)):
-            try: return super().create_item(i)
-            except DataError:
-                if self.on_error != 'skip' or i + 1 == len(self.dataset): raise
-
-    def after_iter(self):
-        super().after_iter()
-        self.skipped = tuple(self.dataset.items[i]['clip_id'] for i in self._bad.nonzero().flatten().tolist())
-        if self.skipped and len(self.skipped) == len(self.dataset): raise DataError(f'none of the {len(self.dataset)} clips can be read; look at the first with on_error="error", or run `moddist data doctor`')
-        if self.skipped: print(f'skipped {len(self.skipped)} of {len(self.dataset)} clips that cannot be read: {", ".join(self.skipped[:3])}{" ..." if len(self.skipped) > 3 else ""}')
-
-    def set_view(self,
-        view:int, # 0 to `views` - 1
-    )->None:
-        "From the next pass on, read this view of every clip (tests with `clips` or `crops`)"
-        for l in self.loaders: l.tfm.view = view
 
     @property
     def loaders(self):
@@ -87,16 +61,21 @@ class ClipDL(TfmdDL):
         found = [t.heads for tl in getattr(self.dataset, 'tls', []) for t in tl.tfms.fs if isinstance(t, ReadLabels)]
         return dict(found[0]) if found else {'label': len(self.vocab)}
 
-    def show_batch(self, max_n:int=3, start:int=0, **kwargs):
-        "The first clips of the split, as the sampler cuts them, all signals aligned"
-        import matplotlib.pyplot as plt
-        rows, k = [self.dataset.items[i] for i in range(start, min(start + max_n, len(self.dataset)))], len(self.signals)
-        fig, axes = plt.subplots(len(rows)*k, 1, figsize=(9, 1.3*len(rows)*k), squeeze=False, layout='constrained')
-        for i, row in enumerate(rows):
-            clips = [l.tfm(row, split_idx=l.split) for l in self.loaders]
-            plot_clip(clips, self.signals, f'{row.get("action") or ", ".join(f"{h} {row[h]}" for h in self.heads if h in row)}   ({row["clip_id"]})', axes[i*k:(i + 1)*k, 0])
-        return fig
+    @property
+    def views(self)->int: return self.loaders[0].tfm.sampler.views
 
+    @property
+    def on_error(self)->str: "'error' or 'skip'"; return next((l.tfm.on_error for l in self.loaders), 'error')
+    @on_error.setter
+    def on_error(self, how):
+        for l in self.loaders: l.tfm.on_error = how
+
+@dataclass
+class _Loader:
+    tfm:LoadClip
+    split:int|None
+
+# %% ../nbs/01_data.ipynb #82529529
 class ReadLabels(Transform):
     "Row of a clip index -> its class; or, with several heads, its class in each of their columns, `[H]`; -1 where there is none"
     def __init__(self, heads:dict[str, int], many:bool=False):
@@ -105,11 +84,6 @@ class ReadLabels(Transform):
     def encodes(self, row:dict):
         y = [-1 if pd.isna(row[h]) else int(row[h]) for h in self.heads]
         return TensorCategory(y if self.many else y[0])
-
-@dataclass
-class _Loader:
-    tfm:LoadClip
-    split:int|None
 
 # %% ../nbs/01_data.ipynb #260c8ef2
 def ClipBlock(
@@ -132,6 +106,22 @@ def split_rows(rows:list[dict])->tuple[list[int], list[int]]:
     return tuple([i for i, r in enumerate(rows) if r.get('split') == s] for s in ('train', 'valid'))
 def row_label(row:dict)->int: "The class of a row, for `get_y`"; return int(row['label'])
 
+# %% ../nbs/01_data.ipynb #c486d0d6
+@patch
+def show_batch(self:ClipDL,
+    max_n:int=3, # clips
+    start:int=0, # the first of them, in the order of the index
+    **kwargs):
+    "The first clips of the split, as the sampler cuts them, all signals aligned"
+    import matplotlib.pyplot as plt
+    rows, k = [self.dataset.items[i] for i in range(start, min(start + max_n, len(self.dataset)))], len(self.signals)
+    fig, axes = plt.subplots(len(rows)*k, 1, figsize=(9, 1.3*len(rows)*k), squeeze=False, layout='constrained')
+    for i, row in enumerate(rows):
+        clips = [l.tfm(row, split_idx=l.split) for l in self.loaders]
+        name = row.get('action') or ', '.join(f'{h} {row[h]}' for h in self.heads if h in row)
+        plot_clip(clips, self.signals, f'{name}   ({row["clip_id"]})', axes[i*k:(i + 1)*k, 0])
+    return fig
+
 # %% ../nbs/01_data.ipynb #6bc76550
 def check_index(
     df:pd.DataFrame, # a clip index
@@ -145,30 +135,43 @@ def check_index(
         if c not in df: raise DataError(f'the clip index has no column {c!r}; found {", ".join(df.columns)}')
     for s in signals:
         if (gone := df[df[s.key].isna()]).shape[0]:
-            raise DataError(f'clip {gone.clip_id.iloc[0]}: no file for {s.key!r} ({len(gone)} of {len(df)} clips); drop them with df.dropna(subset=[{s.key!r}]) or leave the signal out')
-    if df.clip_id.duplicated().any(): raise DataError(f'clip {df.clip_id[df.clip_id.duplicated()].iloc[0]} occurs twice in the index; clip_id must be unique')
-    for c in labels:
-        y = pd.to_numeric(df[c][df.split != 'unlabelled'], errors='coerce')
-        bad = (y.isna() | (y < 0) | (y % 1 != 0)).to_numpy()
-        if bad.any(): raise DataError(f'clip {df.clip_id[df.split != "unlabelled"].iloc[bad.argmax()]}: no {c}, but {df[c][df.split != "unlabelled"].iloc[bad.argmax()]!r}; classes are 0, 1, 2, ...')
+            raise DataError(f'clip {gone.clip_id.iloc[0]}: no file for {s.key!r} ({len(gone)} of {len(df)} clips); '
+                            f'drop them with df.dropna(subset=[{s.key!r}]) or leave the signal out')
+    twice = df.clip_id[df.clip_id.duplicated()]
+    if len(twice): raise DataError(f'clip {twice.iloc[0]} occurs twice in the index; clip_id must be unique')
+    for c in labels: _check_labels(df[df.split != 'unlabelled'], c)
+
+def _check_labels(df, c:str):
+    "Refuse a column in which a clip has no class"
+    y = pd.to_numeric(df[c], errors='coerce')
+    bad = (y.isna() | (y < 0) | (y % 1 != 0)).to_numpy()
+    if not bad.any(): return
+    at = bad.argmax()
+    raise DataError(f'clip {df.clip_id.iloc[at]}: no {c}, but {df[c].iloc[at]!r}; classes are 0, 1, 2, ...')
 
 def _columns(labels)->tuple[str, ...]: return (labels or 'label',) if isinstance(labels, (str, type(None))) else tuple(labels)
 
-def _check_classes(df, heads:dict[str, int]):
-    "Refuse classes beyond the last one"
-    for h, k in heads.items():
-        beyond = (df[h] >= k).to_numpy()
-        if beyond.any(): raise DataError(f'clip {df.clip_id.iloc[beyond.argmax()]}: {h} {df[h].iloc[beyond.argmax()]:.0f} with {k} classes, 0 to {k - 1}; give clip_dls the number in n_classes')
-
+# %% ../nbs/01_data.ipynb #662e727a
 def _heads(df, labels, n_classes)->dict[str, int]:
     "Number of classes of each column"
     columns, given = _columns(labels), n_classes
     if len(set(columns)) < len(columns) or not columns: raise DataError(f'labels={labels!r}: expected the names of different columns')
     if not isinstance(given, Mapping):
-        if given is not None and len(columns) > 1: raise DataError(f'n_classes={given} for {", ".join(columns)}: give one number each, n_classes=dict({", ".join(f"{c}=..." for c in columns)})')
+        if given is not None and len(columns) > 1:
+            each = ', '.join(f'{c}=...' for c in columns)
+            raise DataError(f'n_classes={given} for {", ".join(columns)}: give one number each, n_classes=dict({each})')
         given = {columns[0]: given}
-    if unknown := [c for c in given if c not in columns]: raise DataError(f'n_classes has {unknown[0]!r}, but labels are {", ".join(columns)}; name it in labels too, or leave it out')
+    if unknown := [c for c in given if c not in columns]:
+        raise DataError(f'n_classes has {unknown[0]!r}, but labels are {", ".join(columns)}; name it in labels too, or leave it out')
     return {c: int(given.get(c) or df[c].max() + 1) for c in columns}
+
+def _check_classes(df, heads:dict[str, int]):
+    "Refuse classes beyond the last one"
+    for h, k in heads.items():
+        beyond = df[df[h] >= k]
+        if len(beyond):
+            raise DataError(f'clip {beyond.clip_id.iloc[0]}: {h} {beyond[h].iloc[0]:.0f} with {k} classes, 0 to {k - 1}; '
+                            'give clip_dls the number in n_classes')
 
 # %% ../nbs/01_data.ipynb #f83c11ee
 def clip_dls(
@@ -191,7 +194,9 @@ def clip_dls(
     if 'split' not in df: raise DataError('the clip index has no column \'split\'; call the split function of the data set first, or own.split_by')
     df = df[df.split.isin(['train', 'valid', *['unlabelled']*unlabelled])]
     check_index(df, signals, labels or 'label')
-    if unlabelled: df = df.assign(**{c: df[c].where(df.split != 'unlabelled', -1) for c in _columns(labels)}, split=df.split.replace('unlabelled', 'train'))
+    if unlabelled:
+        known = df.split != 'unlabelled'
+        df = df.assign(**{c: df[c].where(known, -1) for c in _columns(labels)}, split=df.split.where(known, 'train'))
     heads = _heads(df, labels, n_classes)
     _check_classes(df, heads)
     reference = signal(sampler.reference).key
@@ -219,3 +224,37 @@ def test_dl(
     _check_classes(df, dls.heads)
     return dls.test_dl(clip_rows(df), with_labels=True, bs=bs or dls.bs, drop_last=False)
 test_dl.__test__ = False # not a test, whatever pytest thinks of its name
+
+# %% ../nbs/01_data.ipynb #f9d1b073
+@patch
+def set_view(self:ClipDL,
+    view:int, # 0 to `views` - 1
+)->None:
+    "From the next pass on, read this view of every clip (tests with `clips` or `crops`)"
+    for l in self.loaders: l.tfm.view = view
+
+# %% ../nbs/01_data.ipynb #5fcdc09b
+@patch
+def create_item(self:ClipDL, i):
+    if i is None: return self._first_readable() # fastai asks for any item, to see of which type they are
+    try: return super(ClipDL, self).create_item(i)
+    except DataError:
+        if self.on_error != 'skip': raise
+        self._bad[i] = True
+        raise SkipItemException from None
+
+@patch
+def _first_readable(self:ClipDL):
+    for i in range(len(self.dataset)):
+        try: return super(ClipDL, self).create_item(i)
+        except DataError:
+            if self.on_error != 'skip' or i + 1 == len(self.dataset): raise
+
+@patch
+def after_iter(self:ClipDL):
+    super(ClipDL, self).after_iter()
+    self.skipped = tuple(self.dataset.items[i]['clip_id'] for i in self._bad.nonzero().flatten().tolist())
+    n, bad = len(self.dataset), len(self.skipped)
+    if bad and bad == n:
+        raise DataError(f'none of the {n} clips can be read; look at the first with on_error="error", or run `moddist data doctor`')
+    if bad: print(f'skipped {bad} of {n} clips that cannot be read: {", ".join(self.skipped[:3])}{" ..." if bad > 3 else ""}')
