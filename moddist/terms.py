@@ -20,8 +20,9 @@ from .core import ModelError
 from .distill import DistillCallback, Term
 from .losses import LossError, hallucination_loss
 from .models import Tap, fold, taps
-from .more_losses import (_labelled, admd_discriminator_loss, admd_generator_loss, attention_transfer_loss, cc_loss, cka_loss, coral_loss, crd_loss, dist_loss, dkd_loss,
-                                 dmcl_loss, fitnets_loss, info_nce_loss, mars_loss, match_size, rkd_angle_loss, rkd_distance_loss, sp_loss, supervision_transfer_loss)
+from .more_losses import (_labelled, admd_discriminator_loss, admd_generator_loss, attention_transfer_loss, cc_loss, cka_loss, coral_loss,
+                                 crd_loss, dist_loss, dkd_loss, dmcl_loss, fitnets_loss, info_nce_loss, mars_loss, match_size, rkd_angle_loss,
+                                 rkd_distance_loss, sp_loss, supervision_transfer_loss)
 
 # %% ../nbs/03b_terms.ipynb #a38bcfa1
 def dkd_term(
@@ -111,11 +112,15 @@ class Paired(nn.Module):
         if not self.training and len(a) < self.least: return a.new_zeros(())
         if self.pool: a, b = (m.mean((2, 3, 4), keepdim=True) for m in (a, b))
         if self.regressor is not None: a, b = match_size(self.regressor(a), b)
-        if self.same and a.shape != b.shape: raise LossError(f'tap {self.tap!r} of the student {list(a.shape)} and {self.teacher_tap!r} of the teacher {list(b.shape)} differ: pass adapt=True')
+        if self.same and a.shape != b.shape:
+            raise LossError(f'tap {self.tap!r} of the student {list(a.shape)} and {self.teacher_tap!r} of the teacher {list(b.shape)} differ: '
+                            'pass adapt=True')
         return self.loss(*((a.flatten(1), b.flatten(1)) if self.pool else (a, b)))
 
 # %% ../nbs/03b_terms.ipynb #1b7c17d8
-def _paired(name, weight, loss, tap, teacher_tap, **how): return Term(name, weight, Paired(loss, tap, teacher_tap, **how), (tap,), (teacher_tap or tap,))
+def _paired(name, weight, loss, tap, teacher_tap, **how):
+    "A term of one map on each side"
+    return Term(name, weight, Paired(loss, tap, teacher_tap, **how), (tap,), (teacher_tap or tap,))
 
 def hallucination_term(
     tap:str, # of the student
@@ -151,13 +156,15 @@ def attention_term(
 )->Term:
     "Be strong where the teacher is strong (Zagoruyko and Komodakis 2017); channels and sizes may differ"
     others = tuple(teacher_taps or tap)
-    if not tap or len(others) != len(tap): raise ModelError(f'{len(tap)} taps of the student and {len(others)} of the teacher: expected one or more pairs')
+    if not tap or len(others) != len(tap):
+        raise ModelError(f'{len(tap)} taps of the student and {len(others)} of the teacher: expected one or more pairs')
     return Term(name, weight, lambda s, t, y: sum(attention_transfer_loss(s.maps[a], t.maps[b]) for a, b in zip(tap, others)), tap, others)
 
 # %% ../nbs/03b_terms.ipynb #7c303757
 def rkd_term(tap:str, distance:float=25., angle:float=50., *, weight:float=1., teacher_tap:str|None=None, name:str='rkd')->Term:
     "Relational KD, distances and angles with their weights (Park et al. 2019); needs 3 clips"
-    return _paired(name, weight, lambda a, b: distance*rkd_distance_loss(a, b) + angle*rkd_angle_loss(a, b), tap, teacher_tap, pool=True, same=False, least=3)
+    def loss(a, b): return distance*rkd_distance_loss(a, b) + angle*rkd_angle_loss(a, b)
+    return _paired(name, weight, loss, tap, teacher_tap, pool=True, same=False, least=3)
 
 def sp_term(tap:str, weight:float=3000., *, teacher_tap:str|None=None, name:str='sp')->Term:
     "Similarity-preserving KD on pooled maps (after Tung and Mori 2019, who flatten them)"
@@ -184,6 +191,12 @@ def batch_positions(
     if order is None or getattr(cb.dl, 'on_error', 'error') != 'error': return None
     at, bs = list(order), cb.dl.bs
     return torch.tensor(at[cb.iter*bs:(cb.iter + 1)*bs], device=cb.dls.device)
+
+# %% ../nbs/03b_terms.ipynb #ae29a375
+def _others(at, n, k):
+    "k of n clips for each of the clips `at` [B], never the clip itself: [B, k]"
+    drawn = torch.randint(n - 1, (len(at), k), device=at.device)
+    return drawn + (drawn >= at[:, None])
 
 # %% ../nbs/03b_terms.ipynb #1caba06d
 class Contrast(nn.Module):
@@ -223,9 +236,8 @@ class Contrast(nn.Module):
 
     def _remembered(self, e):
         n = self.memory.shape[1]
-        others = torch.randint(n - 1, (len(self.at), min(self.negatives, n - 1)), device=e.device)
-        others += others >= self.at[:, None]                              # anyone but oneself
-        drawn = self.memory[:, torch.cat([self.at[:, None], others], 1)].flip(0)      # the student is held against the teacher's memory and vice versa
+        others = _others(self.at, n, min(self.negatives, n - 1))
+        drawn = self.memory[:, torch.cat([self.at[:, None], others], 1)].flip(0) # the student meets the teacher's memory and vice versa
         score = ((e[:, :, None]*drawn).sum(3)/self.tau).exp()             # [2, B, 1 + N]
         if self.scale is None: self.scale = n*score.detach().mean((1, 2), keepdim=True)
         score, self.fresh = score/self.scale, e.detach()
@@ -242,6 +254,18 @@ def crd_term(
 )->Term:
     "Recognise the teacher's view of the same clip among others (Tian et al. 2020)"
     return Term(name, weight, Contrast(tap, teacher_tap, **how), (tap,), (teacher_tap or tap,))
+
+# %% ../nbs/03b_terms.ipynb #f2fba24e
+def _placed(v):
+    "Vectors of frames [B, C, T], each with its frame's position in front, one-hot: [B, T, T + C]"
+    where = torch.eye(v.shape[2], device=v.device).expand(len(v), -1, -1)
+    return torch.cat([where, v.transpose(1, 2)], 2)
+
+def _discriminator(features, hidden, classes):
+    "Two hidden layers, then one answer for 'fake' and one per class"
+    sizes = features, hidden, hidden
+    layers = [layer for i, o in zip(sizes, sizes[1:]) for layer in (nn.Linear(i, o), nn.LeakyReLU(.2))]
+    return nn.Sequential(*layers, nn.Linear(hidden, classes + 1))
 
 # %% ../nbs/03b_terms.ipynb #12ce1f67
 class Adversary(nn.Module):
@@ -262,25 +286,19 @@ class Adversary(nn.Module):
         if self.adapt and self.regressor is None: self.regressor = regressor(*widths(cb, self.tap, self.teacher_tap))
 
     def _frames(self, a, b):
-        "[B, T, T + C] of both: the frame's position, one-hot, and its vector"
         if self.regressor is not None: a = self.regressor(a)
         a, b = match_size(a.mean((3, 4)).float(), b.mean((3, 4)).float())
-        if a.shape != b.shape: raise LossError(f'tap {self.tap!r} of the student has {a.shape[1]} channels and {self.teacher_tap!r} of the teacher {b.shape[1]}: pass adapt=True')
-        where = torch.eye(a.shape[2], device=a.device).expand(len(a), -1, -1)
-        return (torch.cat([where, m.transpose(1, 2)], 2) for m in (a, b))
-
-    def _seat(self, features, classes):
-        widths = features, self.hidden, self.hidden
-        hidden = [layer for i, o in zip(widths, widths[1:]) for layer in (nn.Linear(i, o), nn.LeakyReLU(.2))]
-        self.judge = nn.Sequential(*hidden, nn.Linear(self.hidden, classes + 1))
-        self.opt = torch.optim.Adam(self.judge.parameters(), lr=self.lr)
-        self.judge.requires_grad_(False)
+        if a.shape != b.shape:
+            raise LossError(f'tap {self.tap!r} of the student has {a.shape[1]} channels and {self.teacher_tap!r} of the teacher {b.shape[1]}: '
+                            'pass adapt=True')
+        return _placed(a), _placed(b)
 
     def forward(self, s, t, y):
-        fake, real = self._frames(s.maps[self.tap], t.maps[self.teacher_tap])
-        y, fake, real = _labelled(y, fake, real)
+        y, fake, real = _labelled(y, *self._frames(s.maps[self.tap], t.maps[self.teacher_tap]))
         if not len(y): return fake.sum()
-        if self.judge is None: self._seat(fake.shape[2], s.logits.shape[1]); self.judge.to(fake.device)
+        if self.judge is None:
+            self.judge = _discriminator(fake.shape[2], self.hidden, s.logits.shape[1]).to(fake.device).requires_grad_(False)
+            self.opt = torch.optim.Adam(self.judge.parameters(), lr=self.lr)
         y = y.repeat_interleave(fake.shape[1])
         if self.training: self.seen = real.flatten(0, 1), fake.detach().flatten(0, 1), y
         with torch.autocast(fake.device.type, enabled=False): return admd_generator_loss(self.judge(fake.flatten(0, 1)), y)
@@ -293,6 +311,7 @@ class Adversary(nn.Module):
         self.judge.requires_grad_(False)
         self.loss, self.seen = loss.item(), None
 
+# %% ../nbs/03b_terms.ipynb #09db7c5d
 def admd_term(
     tap:str, # of the student
     weight:float=1., # of the term; the authors use nothing else, `hard=0`
@@ -312,7 +331,8 @@ class Peers(nn.Module):
     ):
         super().__init__()
         k = {s.num_classes for s in streams.values()}
-        if len(streams) < 2 or len(k) > 1: raise ModelError(f'{len(streams)} peers with {sorted(k)} classes: expected two or more streams of the same number')
+        if len(streams) < 2 or len(k) > 1:
+            raise ModelError(f'{len(streams)} peers with {sorted(k)} classes: expected two or more streams of the same number')
         self.streams, self.num_classes = nn.ModuleDict(streams), k.pop()
         self.taps = nn.ModuleDict({key: Tap(key, self.num_classes) for key in streams})
 
@@ -320,6 +340,7 @@ class Peers(nn.Module):
         if len(xs) != len(self.streams): raise ModelError(f'{len(xs)} inputs for {len(self.streams)} peers ({", ".join(self.streams)})')
         return torch.stack([tap(s(x)[..., None, None, None]) for s, tap, x in zip(self.streams.values(), self.taps.values(), xs)]).mean(0).flatten(1)
 
+# %% ../nbs/03b_terms.ipynb #86328389
 class _ChosenPeer(nn.Module):
     "DMCL of the logits shown at some taps, counting who wins"
     def __init__(self, keys, **how): super().__init__(); self.keys, self.how, self.wins = keys, how, dict.fromkeys(keys, 0)
@@ -349,7 +370,9 @@ class _IoDicts(nn.Module):
     def forward(self, s, t, y):
         ours, theirs = self._io(s), self._io(t)
         try: return self.loss(ours, theirs, y)
-        except KeyError as e: raise ModelError(f'{type(self.loss).__name__} asks for {e}: the student offers {", ".join(ours)}, the teacher {", ".join(theirs)}; name it in taps=...') from e
+        except KeyError as e:
+            offers = f'the student offers {", ".join(ours)}, the teacher {", ".join(theirs)}'
+            raise ModelError(f'{type(self.loss).__name__} asks for {e}: {offers}; name it in taps=...') from e
 
 def from_torchdistill(
     loss:nn.Module|str, # a loss module, or the name of one of `torchdistill.losses.mid_level`
