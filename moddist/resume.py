@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, SkipToEpoch
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,20 +25,25 @@ from .core import ModelError, atomic
 # %% ../nbs/03c_resume.ipynb #b12dae0d
 def _flat(value, tensors, name):
     "Nested lists and dicts with the tensors taken out into `tensors`; the rest is JSON"
-    if isinstance(value, Tensor): tensors[name] = value.detach().cpu().contiguous().clone(); return {'__tensor__': name}
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {'__tensor__': name}
     if isinstance(value, dict): return {'__items__': [[k, _flat(v, tensors, f'{name}.{k}')] for k, v in value.items()]}
     if isinstance(value, (list, tuple)): return [_flat(v, tensors, f'{name}.{i}') for i, v in enumerate(value)]
     return value
 
 def _whole(value, tensors):
     "The inverse"
-    if isinstance(value, dict): return tensors[value['__tensor__']] if '__tensor__' in value else {k: _whole(v, tensors) for k, v in value['__items__']}
-    return [_whole(v, tensors) for v in value] if isinstance(value, list) else value
+    if isinstance(value, list): return [_whole(v, tensors) for v in value]
+    if not isinstance(value, dict): return value
+    return tensors[value['__tensor__']] if '__tensor__' in value else {k: _whole(v, tensors) for k, v in value['__items__']}
 
+# %% ../nbs/03c_resume.ipynb #bb8fd94e
 def _generators(learn):
     "State of every source of random numbers a fit draws from"
-    kind, keys, pos, has, cached = np.random.get_state()
-    state = dict(torch=torch.get_rng_state(), numpy=[torch.from_numpy(keys.astype(np.int64)), int(pos), int(has), float(cached)], python=random.getstate(), loaders=[dl.rng.getstate() for dl in learn.dls.loaders])
+    _, keys, pos, has, cached = np.random.get_state()
+    state = dict(torch=torch.get_rng_state(), python=random.getstate(), loaders=[dl.rng.getstate() for dl in learn.dls.loaders],
+                 numpy=[torch.from_numpy(keys.astype(np.int64)), int(pos), int(has), float(cached)])
     if torch.cuda.is_available(): state['cuda'] = torch.cuda.get_rng_state_all()
     return state
 
@@ -61,47 +67,55 @@ class EpochCheckpoint(Callback):
         every:int=1, # epochs between two checkpoints
     ): self.file, self.what, self.every, self.start, self.history, self._pending = Path(path), name, every, 0, [], None
 
-    def resume(self,
-        learn:Learner, # built exactly as the first time
-    )->int: # the epoch to go on with, 0 = from the beginning
-        "Load weights and optimiser from the file, if there is one; `ModelError` when it belongs to something else"
-        if not self.file.is_file(): return 0
-        meta, tensors = _read(self.file)
-        if meta['name'] != self.what: raise ModelError(f'{self.file}: a checkpoint of {meta["name"]!r}, expected {self.what!r}; delete it to start anew')
-        state = _whole(meta['state'], tensors)
-        learn.create_opt()
-        try: learn.model.load_state_dict(state['model']); learn.opt.load_state_dict(state['opt'])
-        except (RuntimeError, ValueError, KeyError) as e: raise ModelError(f'{self.file}: does not fit this network or optimiser ({str(e).splitlines()[0]}); delete it to start anew') from None
-        self.history, self.start, self._pending = state['history'], meta['epoch'], state
-        return self.start
-
-    def before_epoch(self):
-        if self._pending is None or self.epoch < self.start: return
-        sampler = _sampler(self.learn)
-        if sampler is not None: sampler.epoch = self._pending['sampler']
-        _set_generators(self.learn, self._pending['generators'])
-        smooth = self.recorder.smooth_loss # the running mean behind fastai's train_loss
-        smooth.count, smooth.val = self._pending['smooth']
-        self._pending = None
-
     def after_epoch(self):
         if self.epoch < self.start: return
         log = zip(self.recorder.metric_names, self.recorder.log)
         self.history.append({n: float(v) for n, v in log if n != 'time' and isinstance(v, (int, float))})
-        if (self.epoch + 1) % self.every or self.epoch + 1 == self.n_epoch: return
-        sampler, tensors = _sampler(self.learn), {}
-        state = dict(model=self.model.state_dict(), opt=self.opt.state_dict(), generators=_generators(self.learn), sampler=sampler.epoch if sampler else 0, history=self.history,
-                     smooth=[self.recorder.smooth_loss.count, self.recorder.smooth_loss.val])
+        if (self.epoch + 1) % self.every == 0 and self.epoch + 1 < self.n_epoch: self._write()
+
+    def _write(self):
+        sampler, smooth, tensors = _sampler(self.learn), self.recorder.smooth_loss, {}
+        state = dict(model=self.model.state_dict(), opt=self.opt.state_dict(), generators=_generators(self.learn),
+                     sampler=sampler.epoch if sampler else 0, history=self.history, smooth=[smooth.count, smooth.val])
         meta = dict(name=self.what, epoch=self.epoch + 1, state=_flat(state, tensors, 's'))
         with atomic(self.file) as tmp: save_file(tensors, tmp, metadata=dict(moddist=json.dumps(meta)))
 
 def _sampler(learn): return next((l.tfm.sampler for l in getattr(learn.dls.train, 'loaders', ())), None)
 
+# %% ../nbs/03c_resume.ipynb #b5ff1f21
+@patch
+def resume(self:EpochCheckpoint,
+    learn:Learner, # built exactly as the first time
+)->int: # the epoch to go on with, 0 = from the beginning
+    "Load weights and optimiser from the file, if there is one; `ModelError` when it belongs to something else"
+    if not self.file.is_file(): return 0
+    meta, tensors = _read(self.file)
+    if meta['name'] != self.what:
+        raise ModelError(f'{self.file}: a checkpoint of {meta["name"]!r}, expected {self.what!r}; delete it to start anew')
+    state = _whole(meta['state'], tensors)
+    learn.create_opt()
+    try: learn.model.load_state_dict(state['model']); learn.opt.load_state_dict(state['opt'])
+    except (RuntimeError, ValueError, KeyError) as e:
+        raise ModelError(f'{self.file}: does not fit this network or optimiser ({str(e).splitlines()[0]}); delete it to start anew') from None
+    self.history, self.start, self._pending = state['history'], meta['epoch'], state
+    return self.start
+
+@patch
+def before_epoch(self:EpochCheckpoint):
+    if self._pending is None or self.epoch < self.start: return
+    sampler = _sampler(self.learn)
+    if sampler is not None: sampler.epoch = self._pending['sampler']
+    _set_generators(self.learn, self._pending['generators'])
+    smooth = self.recorder.smooth_loss # the running mean behind fastai's train_loss
+    smooth.count, smooth.val = self._pending['smooth']
+    self._pending = None
+
 def _read(path):
     "Header and tensors of a checkpoint"
     try:
         with safe_open(path, 'pt') as f: return json.loads(f.metadata()['moddist']), {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, TypeError, KeyError, ValueError, OSError) as e: raise ModelError(f'{path}: not a checkpoint of moddist, or cut off ({type(e).__name__}); delete it to start anew') from None
+    except (SafetensorError, TypeError, KeyError, ValueError, OSError) as e:
+        raise ModelError(f'{path}: not a checkpoint of moddist, or cut off ({type(e).__name__}); delete it to start anew') from None
 
 # %% ../nbs/03c_resume.ipynb #ed48cf6f
 def resumable(
