@@ -11,6 +11,7 @@ __all__ = ['JitterRGB', 'ClipInputs']
 from collections.abc import Sequence
 import torch
 from fastai.torch_core import TensorCategory
+from fastcore.basics import patch
 from fasttransform import Transform
 from torch import Tensor
 from .core import AudioClip, BoxesClip, DepthClip, FlowClip, IRClip, JointsClip, MaskClip, MotionClip, RGBClip, SeriesClip
@@ -24,10 +25,11 @@ class JitterRGB(Transform):
         contrast:float=.3, # c is uniform in 1 +- contrast/2
         cast:float=.21, # part of b drawn per channel
         brightness:float=.3, # part of b shared by the channels
-        reference_jitter:bool=False, # parity with Radevski et al. (src/utils/data_utils.py): brightness, contrast and saturation in .75..1.25, hue in -.1..+.1 of a turn, in random order; the other arguments do not count
+        reference_jitter:bool=False, # parity with Radevski et al., torchvision's colour jitter; the other arguments do not count
     ):
         super().__init__()
-        self.contrast, self.cast, self.brightness, self.reference_jitter = (.25, 0., .25, True) if reference_jitter else (contrast, cast, brightness, False)
+        self.contrast, self.cast, self.brightness = (.25, 0., .25) if reference_jitter else (contrast, cast, brightness)
+        self.reference_jitter = bool(reference_jitter)
 
     def encodes(self, x:RGBClip):
         if self.reference_jitter: return _torchvision_jitter(x.as_subclass(Tensor)).as_subclass(RGBClip)
@@ -67,39 +69,50 @@ class ClipInputs(Transform):
         self.rgb_stats, self.depth_stats = (rgb_mean, rgb_std), (depth_mean, depth_std)
         self.flow_px, self.series_std, self.sound_hz, self.depth_options = flow_px, series_std, sound_hz, depth_options or {}
 
-    @classmethod
-    def imagenet(cls, **kwargs):
-        "ImageNet statistics for RGB and depth, depth replicated, no centring: for streams that start from ImageNet weights"
-        stats = (.485, .456, .406), (.229, .224, .225)
-        return cls(**dict(centre=False, rgb_mean=stats[0], rgb_std=stats[1], depth_mean=stats[0], depth_std=stats[1], depth='replicate') | kwargs)
-
     # `->None` tells fastai not to cast the result back: from here on these are plain tensors
     def encodes(self, x:RGBClip|IRClip|MotionClip)->None: return self.of_bytes(x.as_subclass(Tensor))
     def encodes(self, x:DepthClip)->None: return self.of_mm(x.as_subclass(Tensor))
     def encodes(self, x:MaskClip)->None: return x.as_subclass(Tensor).float().expand(-1, 3, -1, -1, -1)/255
-    def encodes(self, x:FlowClip)->None: return torch.nn.functional.pad(x.as_subclass(Tensor).float()/self.flow_px, (0, 0, 0, 0, 0, 0, 0, 1))
+    def encodes(self, x:FlowClip)->None: return _flow_input(x.as_subclass(Tensor).float(), self.flow_px)
     def encodes(self, x:BoxesClip)->None: return x.as_subclass(Tensor).float()
-    def encodes(self, x:JointsClip)->None:
-        x = x.as_subclass(Tensor).float()
-        return (x - x.nanmean((2, 3, 4), keepdim=True)).nan_to_num(0.)
-    def encodes(self, x:AudioClip)->None:
-        from moddist.audio import audio_image, mel
-        return audio_image(mel(x.as_subclass(Tensor)[:, 0], self.sound_hz)).transpose(1, 2)
-    def encodes(self, x:SeriesClip)->None:
-        x = x.as_subclass(Tensor).float()
-        return (x - x.mean(2, keepdim=True))/torch.tensor((*self.series_std, *[1.]*x.shape[1])[:x.shape[1]], device=x.device).view(-1, 1)
+    def encodes(self, x:JointsClip)->None: return _joints_input(x.as_subclass(Tensor).float())
+    def encodes(self, x:AudioClip)->None: return _audio_input(x.as_subclass(Tensor), self.sound_hz)
+    def encodes(self, x:SeriesClip)->None: return _series_input(x.as_subclass(Tensor).float(), self.series_std)
     def encodes(self, y:TensorCategory)->None: return y.as_subclass(Tensor)
 
-    def of_bytes(self, x:Tensor)->Tensor: # uint8 [B, 1 or 3, T, H, W] -> [B, 3, T, H, W]
-        "Colour, grey and infrared"
-        return self._finish(x.float().expand(-1, 3, -1, -1, -1)/255, *self.rgb_stats)
+# %% ../nbs/00h_inputs.ipynb #146173f7
+@patch
+def of_bytes(self:ClipInputs, x:Tensor)->Tensor: # uint8 [B, 1 or 3, T, H, W] -> [B, 3, T, H, W]
+    "Colour, grey and infrared"
+    return self._finish(x.float().expand(-1, 3, -1, -1, -1)/255, *self.rgb_stats)
 
-    def of_mm(self, x:Tensor)->Tensor: # uint16 mm [B, 1, T, H, W] -> [B, 3, T, H, W]
-        "Depth"
-        x = encode_depth(x, self.near_mm, self.far_mm, self.depth, **self.depth_options)
-        return self._finish(noisy_bytes(255*x, self.depth_noise)/255, *self.depth_stats)
+@patch
+def of_mm(self:ClipInputs, x:Tensor)->Tensor: # uint16 mm [B, 1, T, H, W] -> [B, 3, T, H, W]
+    "Depth"
+    x = encode_depth(x, self.near_mm, self.far_mm, self.depth, **self.depth_options)
+    return self._finish(noisy_bytes(255*x, self.depth_noise)/255, *self.depth_stats)
 
-    def _finish(self, x, mean, std):
-        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1, 1) for v in (mean, std))
-        if self.centre: x = x - x.mean(2, keepdim=True)
-        return (x if self.centre else x - mean)/std
+@patch
+def _finish(self:ClipInputs, x, mean, std):
+    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1, 1) for v in (mean, std))
+    if self.centre: x = x - x.mean(2, keepdim=True)
+    return (x if self.centre else x - mean)/std
+
+@patch(cls_method=True)
+def imagenet(cls:ClipInputs, **kwargs):
+    "ImageNet statistics for RGB and depth, depth replicated, no centring: for streams that start from ImageNet weights"
+    stats = (.485, .456, .406), (.229, .224, .225)
+    return cls(**dict(centre=False, rgb_mean=stats[0], rgb_std=stats[1], depth_mean=stats[0], depth_std=stats[1], depth='replicate') | kwargs)
+
+# %% ../nbs/00h_inputs.ipynb #ba4286fa
+def _flow_input(x, px): return torch.nn.functional.pad(x/px, (0, 0, 0, 0, 0, 0, 0, 1))
+
+def _joints_input(x): return (x - x.nanmean((2, 3, 4), keepdim=True)).nan_to_num(0.)
+
+def _audio_input(x, hz):
+    from moddist.audio import audio_image, mel
+    return audio_image(mel(x[:, 0], hz)).transpose(1, 2)
+
+def _series_input(x, std):
+    std = (*std, *[1.]*x.shape[1])[:x.shape[1]] # a sensor with more channels: the rest as they are
+    return (x - x.mean(2, keepdim=True))/torch.tensor(std, device=x.device).view(-1, 1)
