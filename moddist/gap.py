@@ -38,17 +38,28 @@ def align(
         rows = []
         for s, source in enumerate(sources if isinstance(sources, Sequence) and not isinstance(sources, (str, Path)) else [sources]):
             a = answers(source)
-            first, who = first or a, f'{name}, file {s + 1} ({a.name})'
-            where = {c: i for i, c in enumerate(a.clip_ids)}
-            if lost := [c for c in first.clip_ids if c not in where]: raise DataError(f'{who}: {len(lost)} of {len(first.clip_ids)} clips are missing, such as {lost[0]}; predict the same test clips with every model')
-            if len(where) > len(first.clip_ids): raise DataError(f'{who}: {len(where) - len(first.clip_ids)} clips, such as {next(c for c in where if c not in set(first.clip_ids))}, are not among those of the first file; predict the same test clips with every model')
-            if a.classes and first.classes and a.classes != first.classes: raise DataError(f'{who}: {a.classes} classes, the first file has {first.classes}; expected models for the same classes')
-            order = [where[c] for c in first.clip_ids]
-            if (odd := np.flatnonzero(a.labels[order] != first.labels)).size: raise DataError(f'{who}: {first.clip_ids[odd[0]]} has label {a.labels[order][odd[0]]}, the first file says {first.labels[odd[0]]} ({odd.size} clips differ); number the classes alike')
-            rows.append(a.guesses[order] == first.labels)
+            first = first or a
+            rows.append(_ordered(a, first, f'{name}, file {s + 1} ({a.name})') == first.labels)
         if not rows: raise DataError(f'{name}: no predictions; expected one file per training seed')
         right[name] = np.array(rows, dtype=float)
     return first.clip_ids, first.labels, right
+
+def _ordered(a, first, who):
+    "Chosen classes of the clips of `first`, in its order"
+    n, where = len(first.clip_ids), {c: i for i, c in enumerate(a.clip_ids)}
+    if lost := [c for c in first.clip_ids if c not in where]:
+        raise DataError(f'{who}: {len(lost)} of {n} clips are missing, such as {lost[0]}; predict the same test clips with every model')
+    if len(where) > n:
+        extra = next(c for c in where if c not in set(first.clip_ids))
+        raise DataError(f'{who}: {len(where) - n} clips, such as {extra}, are not among those of the first file; '
+                        'predict the same test clips with every model')
+    if a.classes and first.classes and a.classes != first.classes:
+        raise DataError(f'{who}: {a.classes} classes, the first file has {first.classes}; expected models for the same classes')
+    order = [where[c] for c in first.clip_ids]
+    labels, odd = a.labels[order], np.flatnonzero(a.labels[order] != first.labels)
+    if odd.size: raise DataError(f'{who}: {first.clip_ids[odd[0]]} has label {labels[odd[0]]}, the first file says {first.labels[odd[0]]} '
+                                 f'({odd.size} clips differ); number the classes alike')
+    return a.guesses[order]
 
 # %% ../nbs/05c_gap.ipynb #5132d99a
 @dataclass(frozen=True)
@@ -124,13 +135,15 @@ def redraw(
         z = np.add.reduceat((x - x.mean())[:, order], start, axis=1)                       # [S, G] sums of deviations
         unit, row = z.mean(0), z.sum(1)/n
         both = ((z - unit - row[:, None]*size)**2).sum()
-        per_unit.append(unit)
+        per_unit.append(unit); df.append(S - 1 or math.inf)
         seeds.append(row[g.integers(S, size=(resamples, S))].mean(1)*math.sqrt(S/(S - 1)) if S > 1 else g.normal(0, seed_sd or 0, resamples))
-        v_seeds.append(row.var(ddof=1)/S if S > 1 else (seed_sd or 0)**2); df.append(S - 1 or math.inf)
+        v_seeds.append(row.var(ddof=1)/S if S > 1 else (seed_sd or 0)**2)
         v_both.append(both/(n*n*S*(S - 1))*G/(G - 1) if S > 1 else 0.)
-    clips = _redrawn(np.stack(per_unit, 1), size, resamples, g)*math.sqrt(G/(G - 1))
-    return Redraws({m: i for i, m in enumerate(right)}, np.array([x.mean() for x in right.values()]), clips, np.stack(seeds, 1), np.array(v_seeds), np.array(v_both), np.array(df, dtype=float), G, n, level)
+    clips, mean = _redrawn(np.stack(per_unit, 1), size, resamples, g)*math.sqrt(G/(G - 1)), [x.mean() for x in right.values()]
+    return Redraws({m: i for i, m in enumerate(right)}, np.array(mean), clips, np.stack(seeds, 1), np.array(v_seeds), np.array(v_both),
+                   np.array(df, dtype=float), G, n, level)
 
+# %% ../nbs/05c_gap.ipynb #3ce12a76
 def _redrawn(sums, size, resamples, g, at_once=4_000_000):
     "Means of redrawn units [resamples, M], from sums [G, M] and sizes [G]"
     G, found = len(size), []
@@ -154,13 +167,17 @@ def share_recovered(
 )->Share: # of teacher - best
     "Share of the gap recovered (Fieller 1954); undefined, and said so, when the gap is not positive"
     gap, gain = r.contrast({teacher: 1, best: -1}), r.contrast({student: 1, best: -1})
-    if gap.value <= 0: return Share(math.nan, math.nan, math.nan, f'undefined: the teacher is not better than the best baseline ({100*gap.value:+.1f} points), so there is no gap to recover')
+    if gap.value <= 0:
+        return Share(math.nan, math.nan, math.nan, 'undefined: the teacher is not better than the best baseline '
+                     f'({100*gap.value:+.1f} points), so there is no gap to recover')
     value = gain.value/gap.value
     at = lambda s: r.contrast({student: 1, teacher: -s, best: s - 1})
     e, v0, up, down = at(value), at(0).se**2, at(1).se**2, at(-1).se**2
     tt = (e._half()/e.se)**2
     a, b, c = gap.value**2 - tt*((up + down)/2 - v0), -2*gain.value*gap.value - tt*(up - down)/2, gain.value**2 - tt*v0
-    if a <= 0 or gap.lo <= 0: return Share(value, -math.inf, math.inf, f'unbounded: the gap itself is not clearly positive ({100*gap.value:+.1f} points [{100*gap.lo:+.1f}, {100*gap.hi:+.1f}])')
+    if a <= 0 or gap.lo <= 0:
+        return Share(value, -math.inf, math.inf, 'unbounded: the gap itself is not clearly positive '
+                     f'({100*gap.value:+.1f} points [{100*gap.lo:+.1f}, {100*gap.hi:+.1f}])')
     root = math.sqrt(max(b*b - 4*a*c, 0))
     return Share(value, (-b - root)/(2*a), (-b + root)/(2*a))
 
@@ -180,7 +197,8 @@ def by_class(
         here, sub = None if groups is None else np.asarray(groups)[at], {m: x[:, at] for m, x in right.items()}
         few = len(at if groups is None else set(here)) < 2
         e = Estimate(sub[b].mean() - sub[a].mean(), math.nan, 1., level) if few else redraw(sub, here, **options).contrast({b: 1, a: -1})
-        rows.append({'class': str(names[k]) if names is not None else str(k), 'n': len(at), a: sub[a].mean(), b: sub[b].mean(), 'difference': e.value, 'lo': e.lo, 'hi': e.hi, 'p': e.p})
+        rows.append({'class': str(names[k]) if names is not None else str(k), 'n': len(at), a: sub[a].mean(), b: sub[b].mean(),
+                     'difference': e.value, 'lo': e.lo, 'hi': e.hi, 'p': e.p})
     t = pd.DataFrame(rows).sort_values('p', ignore_index=True)
     t['p'] = (t.p*(t.p.notna().sum() - t.index)).cummax().clip(upper=1)
     t['verdict'] = np.where(t.p <= 1 - level, np.where(t.difference > 0, 'winner', 'loser'), '')
@@ -190,7 +208,7 @@ def by_class(
 _RANK = {'WORSE': 0, 'NO DIFFERENCE': 1, 'BEATS': 2}
 def _points(x): return f'{100*x:+.1f}'.replace('-', '\N{MINUS SIGN}')
 def _span(lo, hi, f=_points): return '' if math.isnan(lo) else f'[{f(lo)}, {f(hi)}]'
-def _percent(x): return f'{100*x:.0f} %'.replace('-', '\N{MINUS SIGN}') if math.isfinite(x) else ('\N{INFINITY}' if x > 0 else '\N{MINUS SIGN}\N{INFINITY}')
+def _percent(x): return (f'{100*x:.0f} %' if math.isfinite(x) else '\N{INFINITY}' if x > 0 else '-\N{INFINITY}').replace('-', '\N{MINUS SIGN}')
 
 @dataclass(frozen=True)
 class GapReport:
@@ -211,22 +229,26 @@ class GapReport:
     def headline(self)->str:
         "The verdict in one line, with its interval and level"
         m = self.models.set_index('role')
-        d, student = m.loc[self.against], m.loc['student']
-        line = f'{self.verdict}: {student["name"]} \N{MINUS SIGN} {d["name"]} = {_points(d.difference)} points {_span(d.d_lo, d.d_hi)} ({100*self.level:g} % interval, {self.clips} clips, {len(student.each)} seed{"s"[:len(student.each) > 1]})'
-        if math.isnan(self.share.value): return line
-        open_ended = math.isinf(self.share.lo) and math.isinf(self.share.hi)
-        return line + ('; what share of the gap that is cannot be told from these clips' if open_ended else f'; share of the gap recovered {_percent(self.share.value)} {_span(self.share.lo, self.share.hi, _percent)}')
+        d, student, s = m.loc[self.against], m.loc['student'], self.share
+        about = f'{100*self.level:g} % interval, {self.clips} clips, {len(student.each)} seed{"s"[:len(student.each) > 1]}'
+        line = f'{self.verdict}: {student["name"]} \N{MINUS SIGN} {d["name"]} = {_points(d.difference)} points {_span(d.d_lo, d.d_hi)} ({about})'
+        if math.isnan(s.value): return line
+        if math.isinf(s.lo) and math.isinf(s.hi): return f'{line}; what share of the gap that is cannot be told from these clips'
+        return f'{line}; share of the gap recovered {_percent(s.value)} {_span(s.lo, s.hi, _percent)}'
 
 # %% ../nbs/05c_gap.ipynb #c68f0df7
 @patch
 def table(self:GapReport)->pd.DataFrame:
     "The models, in per cent and points"
     m, ci = self.models, f'{100*self.level:g} % interval'
-    t = pd.DataFrame({'model': m['name'], 'role': m.role, 'accuracy, %': (100*m.top1).round(1), ci: [f'{100*max(a, 0):.1f} to {100*min(b, 1):.1f}' for a, b in zip(m.lo, m.hi)], 'seeds': m.each.map(len),
-                      'sd of seeds': [f'{100*np.std(e, ddof=1):.1f}' if len(e) > 1 else '' for e in m.each], 'student minus it': [_points(d) if d == d else '' for d in m.difference],
+    t = pd.DataFrame({'model': m['name'], 'role': m.role, 'accuracy, %': (100*m.top1).round(1),
+                      ci: [f'{100*max(a, 0):.1f} to {100*min(b, 1):.1f}' for a, b in zip(m.lo, m.hi)], 'seeds': m.each.map(len),
+                      'sd of seeds': [f'{100*np.std(e, ddof=1):.1f}' if len(e) > 1 else '' for e in m.each],
+                      'student minus it': [_points(d) if d == d else '' for d in m.difference],
                       'its interval': [_span(a, b) for a, b in zip(m.d_lo, m.d_hi)], 'verdict': m.verdict})
     return t.assign(**{k: [f'{v:,.0f}' if v == v else '' for v in m[k]] for k in ('params', 'epochs') if m[k].notna().any()}).set_index('model')
 
+# %% ../nbs/05c_gap.ipynb #783d1d9d
 def _lines(rep): return [f'Share of the gap: {rep.share.note}.'] * bool(rep.share.note) + list(rep.notes)
 
 @patch
@@ -237,15 +259,18 @@ def __repr__(self:GapReport):
 @patch
 def _repr_html_(self:GapReport):
     called = self.classes[self.classes.verdict != '']
-    calls = '; '.join(f'{html.escape(c)} {_points(d)} {_span(a, b)}' for c, d, a, b in zip(called['class'], called.difference, called.lo, called.hi)) or 'none beyond luck'
-    return f'<p><b>{html.escape(self.headline)}</b></p>{self.table().to_html()}<p>Classes that win or lose: {calls}.</p><ul>{"".join(f"<li>{html.escape(n)}</li>" for n in _lines(self))}</ul>'
+    calls = '; '.join(f'{html.escape(r["class"])} {_points(r.difference)} {_span(r.lo, r.hi)}' for _, r in called.iterrows()) or 'none beyond luck'
+    notes = ''.join(f'<li>{html.escape(n)}</li>' for n in _lines(self))
+    return f'<p><b>{html.escape(self.headline)}</b></p>{self.table().to_html()}<p>Classes that win or lose: {calls}.</p><ul>{notes}</ul>'
 
+# %% ../nbs/05c_gap.ipynb #c73a7013
 @patch
 def to_json(self:GapReport,
     path:str|Path|None=None, # also write it there, atomically
 )->str: # NaN and infinity become null
     "The report as JSON"
-    data = _plain({k: v.to_dict('records') if isinstance(v, pd.DataFrame) else asdict(v) if isinstance(v, Share) else v for k, v in vars(self).items()} | dict(headline=self.headline))
+    def plain(v): return v.to_dict('records') if isinstance(v, pd.DataFrame) else asdict(v) if isinstance(v, Share) else v
+    data = _plain({k: plain(v) for k, v in vars(self).items()} | dict(headline=self.headline))
     if path: write_json(path, data)
     return json.dumps(data, indent=1)
 
@@ -275,8 +300,10 @@ def gap_report(
 )->GapReport: # show it, `.table()`, `.figure()`, `.to_json()`
     "Compare a student with what one could have had without a teacher; `DataError` when the clips do not match"
     if student is None: raise DataError('gap_report needs a student; expected predictions or a file, as for the baseline')
-    if not .5 < level < 1 or resamples < 200: raise DataError(f'level={level}, resamples={resamples}: expected a level between .5 and 1 and 200 or more resamples')
-    ids, labels, right = align({k: v for k, v in dict(baseline=baseline, control=control, teacher=teacher, student=student).items() if v is not None})
+    if not .5 < level < 1 or resamples < 200:
+        raise DataError(f'level={level}, resamples={resamples}: expected a level between .5 and 1 and 200 or more resamples')
+    given = dict(baseline=baseline, control=control, teacher=teacher, student=student)
+    ids, labels, right = align({k: v for k, v in given.items() if v is not None})
     unit = None if groups is None else _group_of(ids, groups)
     options = dict(resamples=resamples, seed=seed, seed_sd=seed_sd, level=level)
     r = redraw(right, unit, **options)
@@ -285,35 +312,49 @@ def gap_report(
     rows = [_row(r, role, x) | {k: v.get(role, role if k == 'name' else math.nan) for k, v in about.items()} for role, x in right.items()]
     models = pd.DataFrame(rows)
     decided = min((m for m in rows if m['role'] in ('baseline', 'control')), key=lambda m: (_RANK[m['verdict']], m['role'] != best))
-    share = share_recovered(r, 'student', best, 'teacher') if 'teacher' in right else Share(math.nan, math.nan, math.nan, 'undefined: no teacher was given')
-    return GapReport(models, share, by_class(labels, {k: right[k] for k in (best, 'student')}, unit, classes, **options), decided['verdict'], decided['role'], level, len(ids), r.units, resamples, seed, _notes(models, right, r, unit, seed_sd))
+    share = Share(math.nan, math.nan, math.nan, 'undefined: no teacher was given')
+    if 'teacher' in right: share = share_recovered(r, 'student', best, 'teacher')
+    table = by_class(labels, {k: right[k] for k in (best, 'student')}, unit, classes, **options)
+    return GapReport(models, share, table, decided['verdict'], decided['role'], level, len(ids), r.units, resamples, seed,
+                     _notes(models, right, r, unit, seed_sd))
 
+# %% ../nbs/05c_gap.ipynb #7eb78616
 def _row(r, role, x):
     "Accuracy of a model, and the student minus it"
     e, d = r.contrast({role: 1}), None if role == 'student' else r.contrast({'student': 1, role: -1})
-    found = dict(difference=d.value, d_lo=d.lo, d_hi=d.hi, p=d.p, df=d.df) if d else dict.fromkeys(('difference', 'd_lo', 'd_hi', 'p', 'df'), math.nan)
+    found = dict.fromkeys(('difference', 'd_lo', 'd_hi', 'p', 'df'), math.nan)
+    if d: found = dict(difference=d.value, d_lo=d.lo, d_hi=d.hi, p=d.p, df=d.df)
     return dict(role=role, top1=e.value, lo=e.lo, hi=e.hi, each=x.mean(1).tolist(), **found, verdict=d.verdict if d else '')
 
 def _group_of(ids, groups):
     "Group of each clip"
-    if lost := [c for c in ids if c not in groups]: raise DataError(f'groups: no group for {len(lost)} of {len(ids)} clips, such as {lost[0]}; expected clip_id -> subject or video')
+    if lost := [c for c in ids if c not in groups]:
+        raise DataError(f'groups: no group for {len(lost)} of {len(ids)} clips, such as {lost[0]}; expected clip_id -> subject or video')
     return [groups[c] for c in ids]
 
 # %% ../nbs/05c_gap.ipynb #cd09698d
 def _notes(models, right, r, unit, seed_sd):
     "What the numbers do not cover, in words"
     m, notes = models.set_index('role'), []
-    single = [m.loc[k, 'name'] for k, x in right.items() if len(x) == 1]
-    if single and seed_sd is None: notes.append(f'One seed of {", ".join(single)}: the intervals cover other test clips, not other trainings; the verdict is about these trained networks, not about the methods.')
-    elif single: notes.append(f'One seed of {", ".join(single)}: a spread between trainings of {100*seed_sd:.1f} points was given, not measured here.')
-    if any(len(x) == 2 for x in right.values()): notes.append('Two seeds of a model say little about its spread: its intervals are wide for that reason; three or more make them useful.')
+    single = ', '.join(m.loc[k, 'name'] for k, x in right.items() if len(x) == 1)
+    if single and seed_sd is None:
+        notes.append(f'One seed of {single}: the intervals cover other test clips, not other trainings; '
+                     'the verdict is about these trained networks, not about the methods.')
+    elif single: notes.append(f'One seed of {single}: a spread between trainings of {100*seed_sd:.1f} points was given, not measured here.')
+    if any(len(x) == 2 for x in right.values()):
+        notes.append('Two seeds of a model say little about its spread: its intervals are wide for that reason; three or more make them useful.')
     if 'control' not in right: notes.append('No control of equal parameters: a gain over the baseline may be what more parameters buy.')
-    for k in ('params', 'epochs'):
-        for role in {'params': ('control',), 'epochs': ('baseline', 'control')}[k]:
-            if role in right and m.loc[role, k] < .98*m.loc['student', k]: notes.append(f'{m.loc[role, "name"]} has {m.loc[role, k]:,.0f} {k}, {m.loc["student", "name"]} has {m.loc["student", k]:,.0f}: not a baseline of equal {"size" if k == "params" else "training"}.')
-    notes.append(f'{r.units} {"clips" if unit is None else "groups of clips"} were redrawn {len(r.clips):,} times, the same for all models.' if unit is None or r.units >= 10 else
-                 f'Only {r.units} groups of clips could be redrawn: the intervals are wide for that reason.')
+    notes += [_unequal(m, role, k) for k, role in (('params', 'control'), ('epochs', 'baseline'), ('epochs', 'control'))
+              if role in right and m.loc[role, k] < .98*m.loc['student', k]]
+    few = unit is not None and r.units < 10
+    notes.append(f'Only {r.units} groups of clips could be redrawn: the intervals are wide for that reason.' if few else
+                 f'{r.units} {"clips" if unit is None else "groups of clips"} were redrawn {len(r.clips):,} times, the same for all models.')
     return tuple(notes)
+
+def _unequal(m, role, k):
+    "A baseline that got less than the student"
+    a, b, what = m.loc[role], m.loc['student'], dict(params='size', epochs='training')[k]
+    return f'{a["name"]} has {a[k]:,.0f} {k}, {b["name"]} has {b[k]:,.0f}: not a baseline of equal {what}.'
 
 # %% ../nbs/05c_gap.ipynb #3992d834
 _TINT = dict(baseline='blue', control='sky', teacher='green', student='vermillion')
@@ -337,10 +378,13 @@ def _panels(rep, classes):
     m, c = rep.models, rep.classes
     colour = [OKABE_ITO[_TINT[r]] for r in m.role]
     shown = c if len(c) <= classes else pd.concat([c.head(classes//2), c.tail(classes - classes//2)])
-    accuracy = [(n, k, 100*x, 100*max(a, 0), 100*min(b, 1), [100*e for e in each], True) for n, k, x, a, b, each in zip(m['name'], colour, m.top1, m.lo, m.hi, m.each)]
-    difference = [(f'\N{MINUS SIGN} {n}', k, 100*x, 100*a, 100*b, [], v != 'NO DIFFERENCE') for n, k, x, a, b, v in zip(m['name'], colour, m.difference, m.d_lo, m.d_hi, m.verdict) if v]
-    by = [(n, OKABE_ITO['vermillion' if x > 0 else 'blue'], 100*x, 100*a, 100*b, [], v != '') for n, x, a, b, v in zip(shown['class'], shown.difference, shown.lo, shown.hi, shown.verdict)]
-    return dict(zip(('test accuracy, %', 'student minus it, points', 'by class, points'), (accuracy, difference, by)))
+    models = list(zip(colour, m.to_dict('records')))
+    accuracy = [(r['name'], k, 100*r['top1'], 100*max(r['lo'], 0), 100*min(r['hi'], 1), [100*e for e in r['each']], True) for k, r in models]
+    difference = [(f'\N{MINUS SIGN} {r["name"]}', k, 100*r['difference'], 100*r['d_lo'], 100*r['d_hi'], [], r['verdict'] != 'NO DIFFERENCE')
+                  for k, r in models if r['verdict']]
+    by = [(r['class'], OKABE_ITO['vermillion' if r['difference'] > 0 else 'blue'], 100*r['difference'], 100*r['lo'], 100*r['hi'], [],
+           r['verdict'] != '') for r in shown.to_dict('records')]
+    return {'test accuracy, %': accuracy, 'student minus it, points': difference, 'by class, points': by}
 
 def _band(rep):
     "From the best baseline to the teacher, in per cent; None without a gap"
@@ -354,14 +398,17 @@ def _gap_plot(rep, classes):
     panels = _panels(rep, classes)
     fig = Figure(figsize=(11, max(2.1, .22*len(list(panels.values())[2]) + .9)), layout='constrained')
     for i, (ax, (title, rows)) in enumerate(zip(fig.subplots(1, 3, width_ratios=[1.2, 1, 1]), panels.items())):
-        if i == 0 and _band(rep): ax.axvspan(*_band(rep), color=OKABE_ITO['grey'], alpha=.15, lw=0); ax.annotate('gap', (sum(_band(rep))/2, 1), xycoords=('data', 'axes fraction'), ha='center', va='bottom', fontsize=7, color='#555')
+        if i == 0 and _band(rep):
+            ax.axvspan(*_band(rep), color=OKABE_ITO['grey'], alpha=.15, lw=0)
+            ax.annotate('gap', (sum(_band(rep))/2, 1), xycoords=('data', 'axes fraction'), ha='center', va='bottom', fontsize=7, color='#555')
         if i: ax.axvline(0, color='black', lw=.8)
         for y, (label, colour, x, lo, hi, dots, filled) in enumerate(rows):
             ax.plot([lo, hi], [y, y], color=colour, lw=2, solid_capstyle='butt')
             ax.plot(dots, [y + .22]*len(dots), 'o', color=colour, ms=3, mew=0, alpha=.6)
             ax.plot([x], [y], 'o', color=colour, ms=6, mfc=colour if filled else 'white')
         ax.set_yticks(range(len(rows)), [r[0] for r in rows], fontsize=7.5); ax.set_ylim(len(rows) - .4, -.6); ax.set_xlabel(title, fontsize=8)
-        ax.tick_params(axis='x', labelsize=7); ax.tick_params(axis='y', length=0); ax.grid(axis='x', alpha=.25); ax.set_axisbelow(True); ax.spines[['top', 'right', 'left']].set_visible(False)
+        ax.tick_params(axis='x', labelsize=7); ax.tick_params(axis='y', length=0)
+        ax.grid(axis='x', alpha=.25); ax.set_axisbelow(True); ax.spines[['top', 'right', 'left']].set_visible(False)
     fig.suptitle(rep.headline, fontsize=8.5)
     return fig
 
@@ -371,13 +418,20 @@ def _gap_figure(rep, classes):
     panels = _panels(rep, classes)
     fig = make_subplots(1, 3, horizontal_spacing=.14, column_widths=[.38, .31, .31])
     for i, (title, rows) in enumerate(panels.items(), 1):
+        at = dict(showlegend=False, row=1, col=i)
         for label, colour, x, lo, hi, dots, filled in rows:
-            fig.add_scatter(x=dots, y=[label]*len(dots), mode='markers', marker=dict(color=colour, size=6, opacity=.45), hovertemplate='one seed: %{x:.1f}<extra></extra>', showlegend=False, row=1, col=i) if dots else None
-            fig.add_scatter(x=[x], y=[label], mode='markers', marker=dict(color=colour if filled else 'white', size=10, line=dict(color=colour, width=2)), error_x=dict(type='data', symmetric=False, array=[hi - x], arrayminus=[x - lo], color=colour, thickness=2, width=0),
-                            hovertemplate=f'{html.escape(label)}: %{{x:.1f}} [{lo:.1f}, {hi:.1f}]<extra></extra>', showlegend=False, row=1, col=i)
-        fig.update_xaxes(title=title, zeroline=i > 1, zerolinecolor='black', showgrid=True, row=1, col=i); fig.update_yaxes(autorange='reversed', type='category', row=1, col=i)
-    if _band(rep): fig.add_vrect(*_band(rep), fillcolor=OKABE_ITO['grey'], opacity=.15, line_width=0, annotation_text='gap', annotation_position='top', row=1, col=1)
-    return fig.update_layout(template='simple_white', title=dict(text=html.escape(rep.headline), font_size=13), width=1200, height=max(320, 140 + 24*len(rows)), margin=dict(l=20, r=20, t=60, b=50))
+            if dots: fig.add_scatter(x=dots, y=[label]*len(dots), mode='markers', marker=dict(color=colour, size=6, opacity=.45),
+                                     hovertemplate='one seed: %{x:.1f}<extra></extra>', **at)
+            error = dict(type='data', symmetric=False, array=[hi - x], arrayminus=[x - lo], color=colour, thickness=2, width=0)
+            fig.add_scatter(x=[x], y=[label], mode='markers', error_x=error,
+                            marker=dict(color=colour if filled else 'white', size=10, line=dict(color=colour, width=2)),
+                            hovertemplate=f'{html.escape(label)}: %{{x:.1f}} [{lo:.1f}, {hi:.1f}]<extra></extra>', **at)
+        fig.update_xaxes(title=title, zeroline=i > 1, zerolinecolor='black', showgrid=True, row=1, col=i)
+        fig.update_yaxes(autorange='reversed', type='category', row=1, col=i)
+    if _band(rep): fig.add_vrect(*_band(rep), fillcolor=OKABE_ITO['grey'], opacity=.15, line_width=0,
+                                 annotation_text='gap', annotation_position='top', row=1, col=1)
+    return fig.update_layout(template='simple_white', title=dict(text=html.escape(rep.headline), font_size=13), width=1200,
+                             height=max(320, 140 + 24*len(rows)), margin=dict(l=20, r=20, t=60, b=50))
 
 # %% ../nbs/05c_gap.ipynb #a456f0dc
 def predict_run(
@@ -390,7 +444,8 @@ def predict_run(
     df = open_index(out) if df is None else df
     c, test = reading(out), df[df.split == 'test']
     steps = {f.parent.name: f.parent for f in sorted(out.glob('*/record.json'))}
-    if lost := [n for n in names or () if n not in steps]: raise DataError(f'{out}: step {lost[0]!r} is not there or not finished; found {", ".join(steps) or "none"}')
+    if lost := [n for n in names or () if n not in steps]:
+        raise DataError(f'{out}: step {lost[0]!r} is not there or not finished; found {", ".join(steps) or "none"}')
     if not len(test): raise DataError(f'{out}: the index of the run has no test clips')
     found = {n: steps[n]/'test.safetensors' for n in names or steps}
     for n, file in progress(found.items(), 'test clips', unit='model'):
@@ -412,8 +467,10 @@ def gap_run(
     runs:'str|Path|Sequence[str|Path]', # folder of a run, or of several seeds
     df:pd.DataFrame|None=None, # their clip index; None = rebuilt from the run
     *,
-    student:str|None=None, teacher:str|None=None, # steps; default: those whose record says this role, else 'rgb+hallucination' and 'rgb+depth' for the signals of the run
-    baseline:str|None=None, control:str|None=None, # steps; default: likewise, else 'rgb-long' and 'rgb+rgb' for the student's signal
+    student:str|None=None, # step; default: the one whose record says this role, else 'rgb+hallucination'
+    teacher:str|None=None, # likewise, else 'rgb+depth', for the signals of the run
+    baseline:str|None=None, # likewise, else 'rgb-long'
+    control:str|None=None, # likewise, else 'rgb+rgb'
     groups:str|None=None, # column of the index, e.g. 'subject'
     **options, # of `gap_report`
 )->GapReport: # with parameters and epochs of every model
@@ -421,26 +478,42 @@ def gap_run(
     runs = [Path(r) for r in ([runs] if isinstance(runs, (str, Path)) else runs)]
     settings = [_settings(run_info(r)) for r in runs]
     odd = sorted({k for c in settings for k in {**c, **settings[0]} if k != 'seed' and c.get(k) != settings[0].get(k)})
-    if odd or len({c['seed'] for c in settings}) < len(runs): raise DataError(f'{", ".join(r.name for r in runs)}: differ in {", ".join(odd) or "nothing, not even the seed"}; expected runs that differ in the seed only')
-    S = signal(reading(runs[0]).student).key
-    own = _roles(runs[0]) or dict(baseline=f'{S}-long', control=f'{S}+{S}', teacher=teacher or f'{S}+{signal(privileged(runs[0])).key}', student=f'{S}+hallucination')
-    roles = {k: v or own[k] for k, v in dict(baseline=baseline, control=control, teacher=teacher, student=student).items() if v or k in own}
-    if lost := [k for k in ('baseline', 'student') if k not in roles]: raise DataError(f'{runs[0]}: no step says that it is the {lost[0]}; run it, or name the step in {lost[0]}=...')
+    if odd or len({c['seed'] for c in settings}) < len(runs):
+        raise DataError(f'{", ".join(r.name for r in runs)}: differ in {", ".join(odd) or "nothing, not even the seed"}; '
+                        'expected runs that differ in the seed only')
+    roles = _named_roles(runs[0], dict(baseline=baseline, control=control, teacher=teacher, student=student))
     df = open_index(runs[0]) if df is None else df
     if groups and groups not in df: raise DataError(f'groups={groups!r}: no such column in the index; expected one of {", ".join(df)}')
     files = [predict_run(r, df, list(roles.values())) for r in runs]
     classes = df.drop_duplicates('label').set_index('label').action.astype(str) if 'action' in df else None
-    return gap_report(**{role: [f[n] for f in files] for role, n in roles.items()}, **dict(names=roles, classes=classes, groups=dict(zip(df.clip_id, df[groups])) if groups else None,
-                      params={k: read_json(runs[0]/n/'record.json')['params'] for k, n in roles.items()}, epochs={k: _lineage(_steps(runs[0]), n) for k, n in roles.items()}) | options)
+    about = dict(names=roles, classes=classes, groups=dict(zip(df.clip_id, df[groups])) if groups else None,
+                 params={k: read_json(runs[0]/n/'record.json')['params'] for k, n in roles.items()},
+                 epochs={k: _lineage(_steps(runs[0]), n) for k, n in roles.items()})
+    return gap_report(**{role: [f[n] for f in files] for role, n in roles.items()}, **about | options)
+
+# %% ../nbs/05c_gap.ipynb #6dfa4981
+def _named_roles(out, named):
+    "Role -> step, for all roles that somebody plays"
+    S = signal(reading(out).student).key
+    own = _roles(out)
+    if not own:
+        teacher = named['teacher'] or f'{S}+{signal(privileged(out)).key}'
+        own = dict(baseline=f'{S}-long', control=f'{S}+{S}', teacher=teacher, student=f'{S}+hallucination')
+    roles = {k: v or own[k] for k, v in named.items() if v or k in own}
+    if lost := [k for k in ('baseline', 'student') if k not in roles]:
+        raise DataError(f'{out}: no step says that it is the {lost[0]}; run it, or name the step in {lost[0]}=...')
+    return roles
 
 def _settings(info):
     "Settings of a run; what did not exist yet when it was made has its default"
-    return json.loads(json.dumps(asdict(Garcia2018(**info['settings'])))) if info.get('recipe', 'garcia2018') == 'garcia2018' else info['settings']
+    if info.get('recipe', 'garcia2018') != 'garcia2018': return info['settings']
+    return json.loads(json.dumps(asdict(Garcia2018(**info['settings']))))
 
 def _steps(out):
     "Epochs and needs of the steps of a run. Early records do not say what a step started from; the recipe of that time does"
     records = [read_json(f) for f in out.glob('*/record.json')]
-    return [SimpleNamespace(**r) for r in records] if all('needs' in r for r in records) else garcia2018(Garcia2018(**run_info(out)['settings']))
+    if all('needs' in r for r in records): return [SimpleNamespace(**r) for r in records]
+    return garcia2018(Garcia2018(**run_info(out)['settings']))
 
 def _roles(out):
     "Role -> step, of the steps that say what they are for"
