@@ -21,6 +21,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
+from fastcore.basics import patch
 from torch import Tensor, nn
 from .core import ModelError
 from .losses import cross_entropy, hallucination_loss, kd_loss, soft_cross_entropy
@@ -53,10 +54,10 @@ def fit(
     learn:Learner, # from `learner`
     epochs:int, # passes over the training split
     warmup:float=.1, # fraction of the steps with rising learning rate
-    decay:str='cosine', # 'cosine', after a warm-up from 1/25 of the peak, or a constant rate where warmup=0; 'linear': see `linear_rate`
+    decay:str='cosine', # 'cosine', after a warm-up from 1/25 of the peak; 'linear': see `linear_rate`
     clip:float|None=None, # largest norm of the network's gradient; 5.0 in radevski2022
 )->Learner: # the same, trained
-    "Train with warm-up and decay, set anew in each step; `warmup=0` with 'cosine' is a constant rate, the schedule of garcia2018; `ModelError` for another decay"
+    "Train with warm-up and decay; `warmup=0` with 'cosine' is a constant rate, as in garcia2018; `ModelError` for another decay"
     if decay not in ('cosine', 'linear'): raise ModelError(f"decay={decay!r}: expected 'cosine' or 'linear'")
     if decay == 'linear': rate = lambda done: learn.lr*linear_rate(done, warmup, 1.)
     else: rate = combine_scheds([warmup, 1 - warmup], [SchedLin(learn.lr/25, learn.lr), SchedCos(learn.lr, 0)]) if warmup else None
@@ -73,7 +74,8 @@ class Teacher(nn.Module):
         super().__init__()
         if not streams: raise ModelError('a teacher needs at least one stream')
         w = torch.tensor(weights if weights is not None else [1.]*len(streams), dtype=torch.float32)
-        if len(w) != len(streams) or (w < 0).any() or w.sum() <= 0: raise ModelError(f'weights {weights} for {len(streams)} stream(s): expected one weight >= 0 per stream, not all zero')
+        if len(w) != len(streams) or (w < 0).any() or w.sum() <= 0:
+            raise ModelError(f'weights {weights} for {len(streams)} stream(s): expected one weight >= 0 per stream, not all zero')
         self.streams = nn.ModuleList(copy.deepcopy(s) for s in streams).requires_grad_(False)
         self.register_buffer('weights', w/w.sum())
         self.eval()
@@ -128,7 +130,8 @@ def feature_term(
 )->Term:
     "Imitate the teacher's map at a tap (garcia2018 4.3; after Hoffman et al. 2016)"
     other = teacher_tap or tap
-    return Term('features', weight, lambda s, t, y: hallucination_loss(s.maps[tap], t.maps[other], reduction, standardize=standardize), (tap,), (other,))
+    def distance(s, t, y): return hallucination_loss(s.maps[tap], t.maps[other], reduction, standardize=standardize)
+    return Term('features', weight, distance, (tap,), (other,))
 
 # %% ../nbs/03_distill.ipynb #71f5ab3a
 class _TermMetric(Metric):
@@ -154,7 +157,9 @@ def _lend(params:list[Tensor], opt)->Callable[[], None]:
 
 # %% ../nbs/03_distill.ipynb #f967c9b9
 class DistillCallback(Callback):
-    "Add distillation terms: `hard * loss + sum(weight * term)`, in validation too; events before_fit, before_batch, after_pred, after_loss, after_batch, after_fit"
+    """Add distillation terms: `hard * loss + sum(weight * term)`, in validation too
+
+    Events: before_fit, before_batch, after_pred, after_loss, after_batch, after_fit."""
     order = GradientAccumulation.order - 1
 
     def __init__(self,
@@ -164,64 +169,87 @@ class DistillCallback(Callback):
         student:Sequence[str]=('rgb',), # keys of the inputs the student reads
         inputs:Sequence[str]=('depth',), # keys of the inputs the teacher reads
     ):
-        if teacher is not None and not isinstance(teacher, Teacher): raise ModelError(f'teacher is a {type(teacher).__name__}: wrap it as Teacher(model), which keeps it frozen')
+        if teacher is not None and not isinstance(teacher, Teacher):
+            raise ModelError(f'teacher is a {type(teacher).__name__}: wrap it as Teacher(model), which keeps it frozen')
         self.teacher, self.terms, self.hard, self.student, self.inputs = teacher, list(terms), hard, tuple(student), tuple(inputs)
         self.values, self.parts, self.live, self._open = {}, {}, False, ExitStack()
-        if len({t.name for t in self.terms}) < len(self.terms): raise ModelError(f'terms {", ".join(t.name for t in self.terms)}: two have one name, and would share a column; give one another name')
+        if len({t.name for t in self.terms}) < len(self.terms):
+            raise ModelError(f'terms {", ".join(t.name for t in self.terms)}: two have one name, and would share a column; give one another name')
         self.modules = list(dict.fromkeys(t.fn for t in self.terms if isinstance(t.fn, nn.Module)))
 
-    def before_fit(self):
-        self._open.close()
-        self._check(self.dls.signals)
-        self._s_maps = self._watch(self.model, {n: n for t in self.terms for n in t.taps}, detach=False)
-        if self.teacher is not None: self._t_maps = self._watch(self.teacher.to(self.dls.device), {n: self.teacher_tap(n) for t in self.terms for n in (t.taps if t.teacher_taps is None else t.teacher_taps)})
-        self._tell('before_fit')
-        for m in self.modules: m.to(self.dls.device)
-        if self.opt is not None: self._open.callback(_lend([p for m in self.modules for p in m.parameters() if p.requires_grad], self.opt)) # None: only validated
-        self._columns = [_TermMetric(t.name, self.values) for t in self.terms]
-        self.learn.metrics = self.learn.metrics + self._columns
-        self.live = True
+# %% ../nbs/03_distill.ipynb #a199ef47
+@patch
+def teacher_tap(self:DistillCallback,
+    name:str, # as a term names it
+)->str: # full name of a tap of the teacher; with one stream its own names will do
+    "Where in the teacher a tap is found"
+    return f'streams.0.{name}' if len(self.teacher.streams) == 1 else name
 
-    def teacher_tap(self, name:str)->str: return f'streams.0.{name}' if len(self.teacher.streams) == 1 else name # full name of a tap
+@patch
+def _check(self:DistillCallback, signals):
+    keys = [s.key for s in signals]
+    if lost := [k for k in (*self.student, *self.inputs) if k not in keys]:
+        raise ModelError(f'no input {lost[0]!r} in the loaders, which have {", ".join(keys)}: name it in clip_dls(signals=...)')
 
-    def _tell(self, event):
-        "Terms that keep something of their own hear of the event"
-        for m in self.modules: getattr(m, event, lambda _: None)(self)
+@patch
+def _watch(self:DistillCallback, model, wanted, detach=True):
+    "A function that gives the wanted maps of the last forward, as long as the fit lasts"
+    kept = self._open.enter_context(capture(model, list(wanted.values()), detach=detach)).maps
+    return lambda: {n: kept[full].float() for n, full in wanted.items()}
 
-    def _check(self, signals):
-        keys = [s.key for s in signals]
-        if lost := [k for k in (*self.student, *self.inputs) if k not in keys]: raise ModelError(f'no input {lost[0]!r} in the loaders, which have {", ".join(keys)}: name it in clip_dls(signals=...)')
+@patch
+def _tell(self:DistillCallback, event):
+    "Terms that keep something of their own hear of the event"
+    for m in self.modules: getattr(m, event, lambda _: None)(self)
 
-    def _watch(self, model, wanted, detach=True):
-        "A function that gives the wanted maps of the last forward, as long as the fit lasts"
-        kept = self._open.enter_context(capture(model, list(wanted.values()), detach=detach)).maps
-        return lambda: {n: kept[full].float() for n, full in wanted.items()}
+# %% ../nbs/03_distill.ipynb #356cb5a0
+@patch
+def before_fit(self:DistillCallback):
+    self._open.close()
+    self._check(self.dls.signals)
+    self._s_maps = self._watch(self.model, {n: n for t in self.terms for n in t.taps}, detach=False)
+    if self.teacher is not None:
+        names = [n for t in self.terms for n in (t.taps if t.teacher_taps is None else t.teacher_taps)]
+        self._t_maps = self._watch(self.teacher.to(self.dls.device), {n: self.teacher_tap(n) for n in names})
+    self._tell('before_fit')
+    for m in self.modules: m.to(self.dls.device)
+    own = [p for m in self.modules for p in m.parameters() if p.requires_grad]
+    if self.opt is not None: self._open.callback(_lend(own, self.opt)) # None: only validated
+    self._columns = [_TermMetric(t.name, self.values) for t in self.terms]
+    self.learn.metrics = self.learn.metrics + self._columns
+    self.live = True
 
-    def before_batch(self):
-        x = dict(zip([s.key for s in self.dl.signals], self.learn.xb))
-        self.learn.xb, self._privileged = tuple(x[k] for k in self.student), [x[k] for k in self.inputs]
-        for m in self.modules: m.train(self.training)
-        if self.live: self._tell('before_batch')
+@patch
+def after_fit(self:DistillCallback):
+    if not self.live: return
+    self.live = False
+    self._open.close()
+    self.learn.metrics = self.learn.metrics.filter(lambda m: m not in self._columns)
 
-    def after_pred(self):
-        if self.live: self._taught = self.teacher and Outputs(self.teacher.teach(self._privileged, self.learn.y, self).float(), self._t_maps())
+# %% ../nbs/03_distill.ipynb #a0ece8f2
+@patch
+def before_batch(self:DistillCallback):
+    x = dict(zip([s.key for s in self.dl.signals], self.learn.xb))
+    self.learn.xb, self._privileged = tuple(x[k] for k in self.student), [x[k] for k in self.inputs]
+    for m in self.modules: m.train(self.training)
+    if self.live: self._tell('before_batch')
 
-    def after_loss(self):
-        if not self.live: return
-        s = Outputs(self.learn.pred.float(), self._s_maps())
-        values = {t.name: t.fn(s, self._taught, self.learn.y) for t in self.terms}
-        own, added = self.hard*self.learn.loss_grad, {t.name: t.weight*values[t.name] for t in self.terms}
-        self.parts = {'labels': own, **added} # with their graphs, until the batch is done
-        self.learn.loss_grad = own + sum(added.values())
-        self.learn.loss = self.learn.loss_grad.detach().clone()
-        self.values.update({k: v.item() for k, v in values.items()})
+@patch
+def after_pred(self:DistillCallback):
+    if self.live: self._taught = self.teacher and Outputs(self.teacher.teach(self._privileged, self.learn.y, self).float(), self._t_maps())
 
-    def after_batch(self):
-        self.parts = {}
-        if self.live: self._tell('after_batch')
+@patch
+def after_loss(self:DistillCallback):
+    if not self.live: return
+    s = Outputs(self.learn.pred.float(), self._s_maps())
+    values = {t.name: t.fn(s, self._taught, self.learn.y) for t in self.terms}
+    own, added = self.hard*self.learn.loss_grad, {t.name: t.weight*values[t.name] for t in self.terms}
+    self.parts = {'labels': own, **added} # with their graphs, until the batch is done
+    self.learn.loss_grad = own + sum(added.values())
+    self.learn.loss = self.learn.loss_grad.detach().clone()
+    self.values.update({k: v.item() for k, v in values.items()})
 
-    def after_fit(self):
-        if not self.live: return
-        self.live = False
-        self._open.close()
-        self.learn.metrics = self.learn.metrics.filter(lambda m: m not in self._columns)
+@patch
+def after_batch(self:DistillCallback):
+    self.parts = {}
+    if self.live: self._tell('after_batch')
