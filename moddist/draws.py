@@ -29,6 +29,7 @@ class ClipDraw:
     zoom:float=1. # enlargement about the middle of the window
     angle:float=0. # turn about the middle of the window, degrees, counter-clockwise as seen
 
+# %% ../nbs/00c_draws.ipynb #7397c760
 @dataclass
 class ClipSampler:
     "Which frames and which window of a clip: settings from which a `ClipDraw` is made"
@@ -42,7 +43,7 @@ class ClipSampler:
     epoch:int=0 # counted by the data loader; draws differ between epochs
     short_side:int|None=None # instead of `size`: resize the shorter side to this, px, and keep the proportions
     scale:tuple[float, float]=(1., 1.) # in training the picture is larger by a factor drawn from this range (needs `crop`)
-    zoom:tuple[float, float]=(1., 1.) # in training the content of the window is enlarged by a factor from this range; below 1 it shrinks and its surroundings come into view
+    zoom:tuple[float, float]=(1., 1.) # in training the window's content is enlarged by a factor from this range; below 1 its surroundings show
     rotate:float=0. # in training the content is turned by up to this many degrees either way
     tempo:float=0. # in training a part of the clip is stretched over the whole: up to this share of it is left out, 0..1
     interval:int=8 # frames between two frames of `dense`
@@ -55,23 +56,13 @@ class ClipSampler:
     sound_hz:int=16_000 # sampling rate of audio
     sound_s:float=1.116 # seconds of audio around each frame (radevski2022 4.5)
     slots:int|None=None # draws of a clip, in training: epoch e draws as epoch e % slots; None = new ones in every epoch
-    reference_boxes:bool=False # parity with Radevski et al. (src/modelling/dataset_layout.py): boxes are fractions of the whole picture, whatever the window
-    reference_index:bool=False # parity (src/modelling/datasets.py): another signal shows the frame of the same number, not of the same instant
-    reference_fps:float|None=None # parity (src/utils/data_utils.py; there 60): sound of frame i lies at i/fps s of the segment `start_s`..`stop_s`, with silence beyond it
+    reference_boxes:bool=False # parity with Radevski et al.: boxes are fractions of the whole picture, whatever the window
+    reference_index:bool=False # parity: another signal shows the frame of the same number, not of the same instant
+    reference_fps:float|None=None # parity: sound of frame i lies at i/fps s of the segment `start_s`..`stop_s`, with silence beyond
 
     def __post_init__(self):
         self.size, self.crop, self.scale, self.zoom = _pair(self.size), _pair(self.crop), tuple(self.scale), tuple(self.zoom)
-        if self.sampling not in SAMPLINGS: raise DataError(f'sampling={self.sampling!r}: expected one of {", ".join(SAMPLINGS)}')
-        for name in ('clip_len', 'interval', 'clips'):
-            if getattr(self, name) < 1: raise DataError(f'{name}={getattr(self, name)}: expected at least 1')
-        for name, ok, what in (('zoom', 0 < self.zoom[0] <= self.zoom[-1], '(low, high), 0 < low <= high'), ('rotate', 0 <= self.rotate <= 180, 'degrees in 0..180'), ('tempo', 0 <= self.tempo < 1, '0 or more, below 1')):
-            if not ok: raise DataError(f'{name}={getattr(self, name)}: expected {what}')
-        if self.slots is not None and self.slots < 1: raise DataError(f'slots={self.slots}: expected at least 1, or None')
-        if self.reference_fps is not None and not self.reference_fps > 0: raise DataError(f'reference_fps={self.reference_fps}: expected frames per second above 0, or None')
-        if self.crops not in (1, 3): raise DataError(f'crops={self.crops}: expected 1 (centre) or 3 (left, right, centre)')
-        if self.size and self.short_side: raise DataError(f'size={self.size} and short_side={self.short_side}: give one of them')
-        if self.scale != (1, 1) and (not self.crop or min(self.scale) < 1): raise DataError(f'scale={self.scale}: expected factors of at least 1, and a crop, or the clips of a batch differ in size')
-        if self.size and self.crop and (self.crop[0] > self.size[0] or self.crop[1] > self.size[1]): raise DataError(f'crop={self.crop}: larger than size={self.size}')
+        _check_sampler(self)
 
     @property
     def views(self)->int: "Readings of one clip in tests"; return self.clips*self.crops
@@ -79,6 +70,23 @@ class ClipSampler:
     def slot(self)->int: "What the draws of this epoch are keyed by"; return self.epoch % self.slots if self.slots else self.epoch
 
 def _pair(x): return (x, x) if isinstance(x, int) else tuple(x) if x is not None else None
+
+# %% ../nbs/00c_draws.ipynb #594ed366
+def _check_sampler(s:ClipSampler):
+    "`DataError` for settings that cannot be meant"
+    def need(name, ok, what):
+        if not ok: raise DataError(f'{name}={getattr(s, name)}: expected {what}')
+    if s.sampling not in SAMPLINGS: raise DataError(f'sampling={s.sampling!r}: expected one of {", ".join(SAMPLINGS)}')
+    for name in ('clip_len', 'interval', 'clips'): need(name, getattr(s, name) >= 1, 'at least 1')
+    need('zoom', 0 < s.zoom[0] <= s.zoom[-1], '(low, high), 0 < low <= high')
+    need('rotate', 0 <= s.rotate <= 180, 'degrees in 0..180')
+    need('tempo', 0 <= s.tempo < 1, '0 or more, below 1')
+    need('slots', s.slots is None or s.slots >= 1, 'at least 1, or None')
+    need('reference_fps', s.reference_fps is None or s.reference_fps > 0, 'frames per second above 0, or None')
+    need('crops', s.crops in (1, 3), '1 (centre) or 3 (left, right, centre)')
+    if s.size and s.short_side: raise DataError(f'size={s.size} and short_side={s.short_side}: give one of them')
+    need('scale', s.scale == (1, 1) or (s.crop and min(s.scale) >= 1), 'factors of at least 1, and a crop, or the clips of a batch differ in size')
+    if s.size and s.crop and (s.crop[0] > s.size[0] or s.crop[1] > s.size[1]): raise DataError(f'crop={s.crop}: larger than size={s.size}')
 
 # %% ../nbs/00c_draws.ipynb #998667e7
 def _parts(n, m, r):
@@ -203,7 +211,8 @@ def _turned(frames, w, modality):
     shift = np.array([w.x, w.y]) + middle - .5 - back @ (middle - .5)
     how = (cv2.INTER_NEAREST if modality.interpolation == 'nearest' else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
     border = cv2.BORDER_CONSTANT if vectors or modality.interpolation == 'nearest' else cv2.BORDER_REPLICATE
-    out = np.stack([cv2.warpAffine(np.ascontiguousarray(f), np.c_[back, shift], (w.width, w.height), flags=how, borderMode=border).reshape(w.height, w.width, -1) for f in frames])
+    def warp(f): return cv2.warpAffine(np.ascontiguousarray(f), np.c_[back, shift], (w.width, w.height), flags=how, borderMode=border)
+    out = np.stack([warp(f).reshape(w.height, w.width, -1) for f in frames])
     return (out @ w.matrix.T.astype(out.dtype)) if vectors else out
 
 # %% ../nbs/00c_draws.ipynb #fa2420a1
