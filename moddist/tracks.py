@@ -35,11 +35,14 @@ class Boxes:
 def _check_boxes(path, t, rows):
     "Rows of frame t as float32 [n, 8]"
     try: x = np.array(rows, dtype=np.float32).reshape(len(rows), 8)
-    except (TypeError, ValueError): raise DataError(f'{path} frame {t}: expected boxes of 8 numbers ({" ".join(BOX_COLUMNS)}), found {str(rows)[:60]}') from None
-    wrong = ~np.isfinite(x).all(1) | (x[:, 2] < x[:, 0]) | (x[:, 3] < x[:, 1]) | (x[:, _CODED] != np.clip(np.round(x[:, _CODED]), 0, _LAST_CODE)).any(1)
+    except (TypeError, ValueError):
+        raise DataError(f'{path} frame {t}: expected boxes of 8 numbers ({" ".join(BOX_COLUMNS)}), found {str(rows)[:60]}') from None
+    unknown = (x[:, _CODED] != np.clip(np.round(x[:, _CODED]), 0, _LAST_CODE)).any(1)
+    wrong = ~np.isfinite(x).all(1) | (x[:, 2] < x[:, 0]) | (x[:, 3] < x[:, 1]) | unknown
     if not wrong.any(): return x
     box = ' '.join(f'{v:g}' for v in x[wrong][0])
-    raise DataError(f'{path} frame {t}: box {box}: expected finite x1 <= x2, y1 <= y2, then class 0-2, score, side 0-2, state 0-5; correct or drop it')
+    raise DataError(f'{path} frame {t}: box {box}: expected finite x1 <= x2, y1 <= y2, '
+                    'then class 0-2, score, side 0-2, state 0-5; correct or drop it')
 
 def _size(path, size):
     "(height, width) from [width, height] as written"
@@ -50,14 +53,17 @@ def _size(path, size):
 def _from_dict(box):
     "One box of the layout grammar as 8 numbers"
     x1, y1, x2, y2 = box['box'] if 'box' in box else (box[k] for k in BOX_COLUMNS[:4])
-    return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2), 2 if 'hand' in str(box['category']).lower() else 1, box.get('score', 1), box.get('side', 0), box.get('state', 0)]
+    kind = 2 if 'hand' in str(box['category']).lower() else 1
+    return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2), kind, box.get('score', 1), box.get('side', 0), box.get('state', 0)]
 
 def _frame_boxes(path, t, frame):
     "One frame of any grammar as float32 [n, 8]"
     try:
         rows = frame['frame_objects'] if isinstance(frame, dict) else frame
         rows = [_from_dict(b) if isinstance(b, dict) else b for b in rows]
-    except (KeyError, TypeError, ValueError) as e: raise DataError(f'{path} frame {t}: not a list of boxes ({type(e).__name__} {e}); expected 8 numbers, or x1 y1 x2 y2 category score by name') from None
+    except (KeyError, TypeError, ValueError) as e:
+        raise DataError(f'{path} frame {t}: not a list of boxes ({type(e).__name__} {e}); '
+                        'expected 8 numbers, or x1 y1 x2 y2 category score by name') from None
     return _check_boxes(path, t, rows)
 
 # %% ../nbs/00d_tracks.ipynb #8895c918
@@ -70,7 +76,8 @@ def _boxes(path, stamp):
     if not os.path.isfile(path): raise _missing(path, 'boxes')
     try: content = json.loads(Path(path).read_text())
     except ValueError as e: raise DataError(f'{path}: not valid JSON ({str(e).splitlines()[0]}); it may be cut off, make it again') from None
-    if not isinstance(content, dict) or not isinstance(content.get('frames'), list): raise DataError(f'{path}: expected {{"size": [width, height], "frames": [...]}} of one clip')
+    if not isinstance(content, dict) or not isinstance(content.get('frames'), list):
+        raise DataError(f'{path}: expected {{"size": [width, height], "frames": [...]}} of one clip')
     if not content['frames']: raise DataError(f'{path}: holds 0 frames, expected at least 1; drop the clip')
     return Boxes([_frozen(_frame_boxes(path, t, f)) for t, f in enumerate(content['frames'])], _size(path, content.get('size')))
 
@@ -133,7 +140,8 @@ class _Lines:
 def ntu_bodies(
     path:str|os.PathLike, # a .skeleton file
 )->tuple[np.ndarray, tuple[str, ...]]: # float32 [M, T, 25, 12], NaN where a body is not tracked; M ids in order of appearance
-    "All numbers of an NTU file: x y z (m), depth x y (px), colour x y (px), orientation w x y z, state (`shahroudy/NTURGB-D:Matlab/read_skeleton_file.m`)"
+    """All numbers of an NTU file (`shahroudy/NTURGB-D:Matlab/read_skeleton_file.m`):
+    x y z (m), depth x y (px), colour x y (px), orientation w x y z, state"""
     if not os.path.isfile(path): raise _missing(path, 'joints')
     lines, bodies = _Lines(path), {}
     n_frames = lines.count('the number of frames')
@@ -155,7 +163,8 @@ def open_hdf5(
     except ImportError: raise DataError(f'{path}: reading HDF5 needs the package h5py; install it with pip install "moddist[hdf5]"') from None
     if not os.path.isfile(path): raise _missing(path, 'HDF5 data')
     try: return h5py.File(path, 'r')
-    except OSError as e: raise DataError(f'{path}: not a readable HDF5 file ({str(e).splitlines()[0][:80]}); it may be truncated, copy it again') from None
+    except OSError as e:
+        raise DataError(f'{path}: not a readable HDF5 file ({str(e).splitlines()[0][:80]}); it may be truncated, copy it again') from None
 
 def _mat(path, what):
     "Variables of a `.mat` file of either format, with MATLAB's order of axes"
@@ -171,7 +180,8 @@ def _read_mat_joints(path):
     found = _mat(path, 'joints')
     if (x := found.get('d_skel')) is not None and x.ndim == 3 and x.shape[1] == 3: return np.moveaxis(x, 2, 0)[None], 'm'
     if (x := found.get('A')) is not None and x.ndim == 2 and x.shape[1] == 45: return x.reshape(1, -1, 15, 3), 'm'
-    raise DataError(f'{path}: expected joints as d_skel [J, 3, T] (UTD-MHAD) or A [T, 45] (UWA3D), found {", ".join(f"{k} {list(v.shape)}" for k, v in found.items()) or "no array"}')
+    there = ', '.join(f'{k} {list(v.shape)}' for k, v in found.items()) or 'no array'
+    raise DataError(f'{path}: expected joints as d_skel [J, 3, T] (UTD-MHAD) or A [T, 45] (UWA3D), found {there}')
 
 # %% ../nbs/00d_tracks.ipynb #2ca50ef1
 def _table(path, what, columns=None):
@@ -186,7 +196,8 @@ def _table(path, what, columns=None):
             if rows or names: raise DataError(f'{path} line {n}: expected numbers, found {line[:40]!r}; it may be cut off, copy it again') from None
             names = [c.lower() for c in cells]; continue
         if len(row) != len(rows[0] if rows else names or row) or (columns and len(row) not in columns):
-            raise DataError(f'{path} line {n}: {len(row)} columns, expected {len(rows[0]) if rows else len(names) if names else " or ".join(map(str, columns))}; it may be cut off, copy it again')
+            expected = len(rows[0]) if rows else len(names) if names else ' or '.join(map(str, columns))
+            raise DataError(f'{path} line {n}: {len(row)} columns, expected {expected}; it may be cut off, copy it again')
         rows.append(row)
     if not rows: raise DataError(f'{path}: holds 0 rows of numbers, expected at least 1; drop the clip')
     return names, np.array(rows)
@@ -205,7 +216,8 @@ def _frame_joints(path):
     lines = [line.replace(',', ' ').split() for line in Path(path).read_text(errors='replace').splitlines()[1:] if line.strip()]
     try: x = np.array([[float(v) for v in row] for row in lines]).reshape(len(lines), 4)
     except ValueError: x = None
-    if x is None or len(x) % 20: raise DataError(f'{path}: {len(lines)} rows below the header, expected 20 per person, of 4 numbers each; it may be cut off, copy it again')
+    if x is None or len(x) % 20:
+        raise DataError(f'{path}: {len(lines)} rows below the header, expected 20 per person, of 4 numbers each; it may be cut off, copy it again')
     return x[:, :3].reshape(-1, 20, 3)
 
 def _read_text_joints(pattern):
@@ -218,7 +230,8 @@ def _read_json_joints(path):
     if not os.path.isfile(path): raise _missing(path, 'joints')
     try: x = np.array(json.loads(Path(path).read_text())['skeletons'], dtype=np.float32)
     except (ValueError, KeyError, TypeError): x = np.empty(0)
-    if x.ndim != 3 or x.shape[2] != 3 or not len(x): raise DataError(f'{path}: expected {{"skeletons": frames x joints x 3}}; the file is of another kind or cut off')
+    if x.ndim != 3 or x.shape[2] != 3 or not len(x):
+        raise DataError(f'{path}: expected {{"skeletons": frames x joints x 3}}; the file is of another kind or cut off')
     return x[None], 'm'
 
 # %% ../nbs/00d_tracks.ipynb #cb69138a
@@ -267,7 +280,10 @@ _TIMES = {'time_ms': .001, 'time': .001, 'milliseconds': .001, 'timestamp_ms': .
 def _even(path, seconds, values):
     "Interpolate samples with time stamps at their mean rate"
     back = np.flatnonzero(np.diff(seconds) < 0)
-    if len(back): raise DataError(f'{path}: its clock runs backwards after sample {back[0] + 1} (from {seconds[back[0]]:g} to {seconds[back[0] + 1]:g} s), so its samples cannot be placed; drop the clip or this signal of it')
+    if len(back):
+        i = back[0]
+        raise DataError(f'{path}: its clock runs backwards after sample {i + 1} (from {seconds[i]:g} to {seconds[i + 1]:g} s), '
+                        'so its samples cannot be placed; drop the clip or this signal of it')
     length, n = seconds[-1] - seconds[0], len(seconds)
     if n < 2 or length <= 0: raise DataError(f'{path}: {n} sample(s) within {length:g} s, expected at least 2 at different times')
     t = np.linspace(seconds[0], seconds[-1], n)
@@ -324,7 +340,8 @@ def track_length(
     modality:Modality, # row of the modality table
 )->int: # frames of boxes and joints, samples of a series
     "Length of a signal that is not a picture; `DataError` when the file is unreadable"
-    if modality.kind not in ('boxes', 'joints', 'series'): raise DataError(f'{path}: {modality.key} is of kind {modality.kind!r}; expected boxes, joints or a series')
+    if modality.kind not in ('boxes', 'joints', 'series'):
+        raise DataError(f'{path}: {modality.key} is of kind {modality.kind!r}; expected boxes, joints or a series')
     return _length(str(path), modality.kind, _stamp(str(path)))
 
 # %% ../nbs/00d_tracks.ipynb #8663bdae
@@ -337,7 +354,9 @@ SIDES = { # (left, right) joints by number of joints
 
 def _mirrored(n):
     "The order of n joints after left and right changed places"
-    if n not in SIDES: raise DataError(f'{n} joints: which are left and right is not known, so they cannot be mirrored; set flip=0 or moddist.tracks.SIDES[{n}] to the pairs (left, right)')
+    if n not in SIDES:
+        raise DataError(f'{n} joints: which are left and right is not known, so they cannot be mirrored; '
+                        f'set flip=0 or moddist.tracks.SIDES[{n}] to the pairs (left, right)')
     order = np.arange(n)
     for a, b in SIDES[n]: order[[a, b]] = b, a
     return order
