@@ -8,6 +8,8 @@ import json
 import statistics
 from pathlib import Path
 
+from seeds import spread
+
 HERE = Path(__file__).resolve().parent
 FUSED, PAIR, TEACHER = 'rgb+hallucination', 'rgb+rgb', 'rgb+depth'
 SETTINGS = {  # name: (record, what it is)
@@ -35,8 +37,9 @@ def row(setting, what, record, data_set, d):
     base = fair(d)
     student, pair, teacher = (accuracy(d, n) for n in (FUSED, base, TEACHER))
     gains, gap = [round(a - b, 2) for a, b in zip(student, pair, strict=True)], statistics.mean(teacher) - statistics.mean(pair)
-    return dict(setting=setting, what=what, data_set=data_set, trainings=len(gains), clips=d['n_test'], baseline=base, **{n: round(statistics.mean(v), 2) for n, v in zip(('pair', 'student', 'teacher'), (pair, student, teacher))},
-                gains=gains, gain=round(statistics.mean(gains), 2), sd=round(statistics.stdev(gains), 2) if len(gains) > 1 else None, better=sum(g > 0 for g in gains), share=round(100*statistics.mean(gains)/gap, 1) if gap > 0 else None, command=record['command'])
+    g = spread(gains)
+    return dict(setting=setting, what=what, data_set=data_set, trainings=len(gains), clips=d['n_test'], baseline=base, **{n: spread(v)['mean'] for n, v in zip(('pair', 'student', 'teacher'), (pair, student, teacher))},
+                gains=gains, gain=g['mean'], sd=g['sd'], better=sum(g > 0 for g in gains), share=round(100*statistics.mean(gains)/gap, 1) if gap > 0 else None, command=record['command'])
 
 
 def rows():

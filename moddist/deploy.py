@@ -24,7 +24,7 @@ from .core import OKABE_ITO, DataError, ModelError, atomic, progress, read_json,
 from .draws import draw, place_frames, window
 from .evaluate import predict as predict_loader
 from .calibration import temperature as fit_temperature
-from .files import check_playable, frame_rate, frame_shape, iter_frames
+from .files import check_rate, frame_rate, frame_shape, iter_frames
 from .inputs import ClipInputs
 from .models import load_model, save_model
 from .runs import Reading, clip_inputs, clip_sampler, loaders, open_index, reading, run_info
@@ -45,6 +45,7 @@ class Card:
     trained:dict = field(default_factory=dict) # recipe, index, seed
     parity:dict = field(default_factory=dict) # file -> how it was compared with the original
     files:dict = field(default_factory=dict) # file -> SHA-256: card, weights and exports belong together
+    format:int = 1 # of the card; raised when an older moddist would misread it
 
     @property
     def columns(self)->list[str]: "A name per logit"; return [c if len(self.heads) == 1 else f'{h}: {c}' for h, cs in self.heads.items() for c in cs]
@@ -65,6 +66,7 @@ def _the_step(out, step):
         raise ModelError(f'{out}: {r["name"]} reads {" and ".join(r["test"])}; expected a network that reads one signal of {", ".join(PICTURES)}, such as {", ".join(n for n, v in done.items() if len(v["test"]) == 1) or "a student"}')
     return r
 
+# %% ../nbs/06_deploy.ipynb #827aa199
 def _heads(c, df):
     "Names of the classes of every head; a class nobody named has its number"
     df = df[df.split != 'unlabelled']
@@ -179,12 +181,14 @@ def load_student(
     if step and step != card.name: raise DataError(f'{source}: holds {card.name!r}, not {step!r}')
     return Student(card, _from_pixels(card, source/'model.safetensors') if runtime == 'torch' else _onnx(source/'student.onnx'))
 
+# %% ../nbs/06_deploy.ipynb #db8f9f3c
 def _from_pixels(card, file):
     return FromPixels(load_model(file), clip_inputs(Reading(**card.reading)), signal(card.signal).modality.key).eval()
 
 def _read_card(file, used):
     "The card of a shipped folder; `DataError` when it is no card, or the file it is read for is another than was shipped"
     d, known = read_json(file), {f.name for f in fields(Card)}
+    if isinstance(d, dict) and isinstance(d.get('format'), int) and d['format'] > Card.format: raise DataError(f'{file}: a card of format {d["format"]}, this moddist knows {Card.format}; upgrade moddist')
     if not isinstance(d, dict) or (odd := set(d) ^ known): raise DataError(f'{file}: not a card of this version of moddist ({", ".join(sorted(odd)) if isinstance(d, dict) else "no object"}); ship the student again')
     try:
         card = Card(**d | dict(frame=tuple(d['frame'])))
@@ -208,7 +212,7 @@ def watch(
     "A judgement whenever a window is full, and one for the end; `DataError` when it ends before there are enough frames"
     if window_s is None: window_s = student.card.seconds
     if window_s is None: raise DataError(f'{student.card.name}: the training clips did not say how long they are; give the length of the window in seconds')
-    if any(v is not None and not 0 < v < float('inf') for v in (fps, window_s, stride_s)): raise DataError(f'fps={fps}, window_s={window_s}, stride_s={stride_s}: expected numbers above 0')
+    _check_times(fps=fps, window_s=window_s, stride_s=stride_s)
     n, m = max(student.card.reading['clip_len'], round(window_s*fps)), signal(student.card.signal).modality
     step, kept, i, judged = max(1, round((stride_s or window_s/2)*fps)), deque(maxlen=n), 0, 0
     for i, frame in enumerate(frames, 1):
@@ -221,6 +225,12 @@ def watch(
         if i >= n and (i - n) % step == 0: yield _judge(student, s, kept, i, fps); judged = i
     if i == 0: raise DataError('no frame came; is the camera open, is the file empty?')
     if judged < i: yield _judge(student, s, kept, i, fps)
+
+# %% ../nbs/06_deploy.ipynb #bb170999
+def _check_times(**given):
+    "`DataError` for a rate or a length that is none"
+    for name, v in given.items():
+        if v is not None and not 0 < v < float('inf'): raise DataError(f'{name}={v}: expected a number above 0')
 
 def _judge(student, sampler, kept, i, fps):
     "Ask about the frames kept when frame i has come"
@@ -237,11 +247,11 @@ def timeline(
 )->pd.DataFrame: # a row per window: start_s, stop_s, then a probability per class
     "What a student sees in a recording, window by window; `DataError` names the file"
     m = signal(student.card.signal).modality
-    check_playable(video, window_s is not None and fps is None)
+    _check_times(fps=fps, window_s=window_s, stride_s=stride_s)
+    if window_s is not None and fps is None: check_rate(video)
     n, rate = frame_shape(video, m)[0], frame_rate(video) if fps is None else fps
     if n < student.card.reading['clip_len'] and student.card.reading['sampling'] not in ('middle', 'dense'): raise DataError(f'{video}: {n} frame(s), the student looks at {student.card.reading["clip_len"]}; record longer')
     if window_s is None and stride_s is not None: raise DataError(f'stride_s={stride_s} without window_s: the whole file is one clip; give the length of the windows')
-    if fps is not None and not 0 < fps < float('inf'): raise DataError(f'fps={fps}: expected frames per second, above 0')
     if window_s is None: rows = [(0., n/rate, student(student.clip(video)[None])[0])]
     elif rate != rate: raise DataError(f'{video}: says no frame rate; give fps')
     else: rows = list(watch(student, progress(iter_frames(video, m), Path(video).name, n, 'frame'), rate, window_s, stride_s))
@@ -249,6 +259,7 @@ def timeline(
     t.attrs['heads'] = [len(c) for c in student.card.heads.values()] # for `plot_timeline`
     return t
 
+# %% ../nbs/06_deploy.ipynb #5f8d91f2
 def timelines(
     student:Student,
     videos:Sequence[str|Path], # files, or folders of images
@@ -268,6 +279,7 @@ def predict(
     if top < 1: raise DataError(f'top={top}: expected at least 1')
     return pd.concat([likeliest(student, t, v, top) for v, t in timelines(student, videos, window_s, stride_s, fps).items()], ignore_index=True)
 
+# %% ../nbs/06_deploy.ipynb #95ea36fa
 def likeliest(
     student:Student,
     t:pd.DataFrame, # of `timeline`
@@ -341,6 +353,7 @@ def _random_clips(student, n):
     frames = np.random.default_rng(0).integers(0, top, (n, max(c.reading['clip_len'], 64), *c.frame, m.channels)).astype(m.dtype)
     return torch.stack([student.clip_of(f) for f in frames])
 
+# %% ../nbs/06_deploy.ipynb #cf11e223
 def _needs(*packages):
     "`ModelError` names the extra when a package is missing"
     from importlib.util import find_spec
@@ -358,6 +371,7 @@ def _to_onnx(net, x, path):
     _needs('onnx', 'onnxscript', 'onnxruntime')
     torch.onnx.export(_recorded(net, x), (x,), path, dynamo=True, input_names=['pixels'], output_names=['logits'], external_data=False, verbose=False)
 
+# %% ../nbs/06_deploy.ipynb #b0702726
 def _onnx(path):
     "A function from pixels to logits, run by ONNX Runtime"
     _needs('onnxruntime')

@@ -6,17 +6,19 @@ Docs: https://moddist.github.io/moddist/files.html.md"""
 
 # %% auto #0
 __all__ = ['write_video', 'write_png16', 'file_stamp', 'read_video', 'frame_files', 'read_png16', 'read_mat', 'frame_numbers',
-           'write_runs', 'read_runs', 'read_flow_images', 'flow_components', 'frame_shape', 'read_frames', 'frame_rate',
-           'iter_frames', 'check_playable', 'resize_frames']
+           'write_runs', 'read_runs', 'flow_components', 'read_flow_images', 'frame_shape', 'read_frames', 'frame_rate',
+           'check_rate', 'iter_frames', 'resize_frames']
 
 # %% ../nbs/00b_files.ipynb #12108e7b
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 from .arrays import array_attrs, array_shape, is_array, read_array
 from .core import DataError, Modality, atomic
@@ -27,7 +29,7 @@ def write_video(
     frames:np.ndarray, # uint8 [T, H, W, 3]
     fps:int=30, # frames per second
 )->Path: # the path written
-    "Write an RGB video without loss (H.264, RGB, quantiser 0), atomically"
+    "Write an RGB video without loss (H.264 in RGB, quantiser 0), atomically"
     import av
     with atomic(path) as tmp, av.open(str(tmp), 'w', format=Path(path).suffix.lstrip('.')) as box:
         stream = box.add_stream('libx264rgb', rate=fps, options={'qp': '0', 'preset': 'ultrafast', 'bf': '0'})
@@ -37,6 +39,7 @@ def write_video(
         box.mux(stream.encode())
     return Path(path)
 
+# %% ../nbs/00b_files.ipynb #9fc48355
 def write_png16(
     folder:str|os.PathLike, # destination folder, made if needed
     depth:np.ndarray, # uint16 [T, H, W], mm, 0 = no reading
@@ -58,7 +61,7 @@ def file_stamp(
     try: return os.stat(path).st_mtime_ns
     except OSError: return 0
 
-# %% ../nbs/00b_files.ipynb #bad22bd5
+# %% ../nbs/00b_files.ipynb #774fb59b
 def _open_video(path):
     "Open with PyAV; `DataError` names the file and the reason"
     import av
@@ -68,54 +71,99 @@ def _open_video(path):
     if not box.streams.video: raise DataError(f'{path}: holds no video stream')
     return box
 
+# %% ../nbs/00b_files.ipynb #c0634264
+_TURNS = {(1, 0, 0, 1): 0, (0, -1, 1, 0): 1, (-1, 0, 0, -1): 2, (0, 1, -1, 0): 3} # signs of the display matrix -> quarter turns, counter-clockwise as seen
+
+def _quarter_turns(path, frame):
+    "By how many quarter turns a player turns the pictures"
+    tag = frame.side_data.get('DISPLAYMATRIX')
+    if tag is None: return 0
+    a, b, _, c, d = np.sign(np.frombuffer(bytes(tag), '<i4')[:5]).tolist()
+    if (a, b, c, d) not in _TURNS: raise DataError(f'{path}: a tag asks players to mirror the picture, or to turn it by other than 90, 180 or 270 degrees; write it upright first')
+    return _TURNS[a, b, c, d]
+
+# %% ../nbs/00b_files.ipynb #bad22bd5
+class _Facts(NamedTuple):
+    "What is known of a video before it is read"
+    frames:int # really there
+    height:int; width:int # px, upright
+    turns:int # quarter turns, counter-clockwise, from the stored picture to the upright one
+    timed:bool # do the presentation times count the frames? decord seeks by them
+    steady:bool # is the frame rate constant?
+
 @lru_cache(maxsize=200_000)
 def _probe_video(path, mtime):
-    "(frames, height, width, presentation times certain?, constant frame rate?) from the packets of a video, decoding nothing and keeping none"
-    n, hidden, end, times, corrupt, same = 0, 0, 0., [], False, True
+    "Facts from the packets of a video, keeping none of them"
+    n, hidden, end, times, corrupt, same, turns = 0, 0, 0., [], False, True, None
     with _open_video(path) as box:
         stream = box.streams.video[0]
-        declared, h, w, kind, base = stream.frames, stream.height, stream.width, box.format.name, stream.time_base or 0
-        length = float(box.duration or 0)/1e6 # seconds, as the header says
+        stream.thread_count = 1
         try:
             for p in box.demux(stream):
+                if turns is None: turns = next((_quarter_turns(path, f) for f in p.decode()), None)
                 if not p.size: continue
                 corrupt, same = corrupt or p.is_corrupt, same and p.pts == p.dts
                 end = max(end, float((p.pts or 0) + (p.duration or 0))*float(p.time_base or 0))
                 if p.is_discard: hidden += 1 # before the beginning that an edit list sets: never shown
                 else: n += 1; times.append(p.pts)
+        except DataError: raise
         except Exception as e: raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
+        _refuse_cut(path, stream.frames, n, hidden, corrupt, float(box.duration or 0)/1e6, end)
+        timed = not hidden and _counts_by_time(box.format.name, same, turns)
+        size = (stream.height, stream.width)[::-1 if (turns or 0) % 2 else 1]
+        return _Facts(n, *size, turns or 0, timed, _is_steady(times, stream.time_base))
+
+def _refuse_cut(path, declared, n, hidden, corrupt, length, end):
+    "`DataError` where fewer frames or seconds are there than the header says"
     if n == 0: raise DataError(f'{path}: holds 0 frames, expected at least 1; drop the clip or record it again')
-    if declared - n - hidden > max(2, .02*declared) and not hidden: raise DataError(f'{path}: truncated, {n} of {declared} declared frames are there; copy it again or drop the clip')
+    if declared - n > max(2, .02*declared) and not hidden: raise DataError(f'{path}: truncated, {n} of {declared} declared frames are there; copy it again or drop the clip')
     if corrupt: raise DataError(f'{path}: truncated, its last frame is cut off; copy it again or drop the clip')
     if not declared and length - end > max(.02*length, .15): raise DataError(f'{path}: truncated, {end:.1f} of {length:.1f} declared seconds are there; copy it again or drop the clip')
-    times = np.sort([float(t*base) for t in times if t is not None])
-    drift = np.abs(times - np.linspace(times[0], times[-1], len(times))).max() if len(times) else 0. # s: how far a frame is from where a constant rate would show it
-    return n, h, w, not hidden and 'mpegts' not in kind and ('avi' not in kind or same), bool(drift < .25)
+
+def _counts_by_time(container, in_order, turns):
+    "May decord be trusted with it? Not with AVI whose times are guessed, with transport streams, nor with a tag that it knows in MP4 alone"
+    return 'mpegts' not in container and ('avi' not in container or in_order) and (not turns or 'mp4' in container)
+
+def _is_steady(times, base):
+    "Is every frame within a quarter of a second of where a constant rate would show it?"
+    t = np.sort([float(t*base) for t in times if t is not None])
+    return len(t) == 0 or bool(np.abs(t - np.linspace(t[0], t[-1], len(t))).max() < .25)
 
 # %% ../nbs/00b_files.ipynb #927e14c7
-def _read_decord(path, index):
+def _upright(frames, turns):
+    "Turn [..., H, W, C] counter-clockwise by quarter turns"
+    return np.ascontiguousarray(np.rot90(frames, turns, (-3, -2)))
+
+def _decode(path):
+    "The frames of a video in order, as PyAV holds them; `DataError` where the file is damaged"
+    from av import FFmpegError
+    with _open_video(path) as box:
+        stream = box.streams.video[0]
+        stream.thread_type = 'AUTO'
+        try: yield from box.decode(stream)
+        except FFmpegError as e: raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
+        finally: stream.codec_context.flush_buffers() # brings the decoder's threads to rest
+
+def _read_av(path, index, facts):
+    wanted, found = set(index), {}
+    with closing(_decode(path)) as frames:
+        for i, frame in enumerate(frames):
+            if i in wanted: found[i] = frame.to_ndarray(format='rgb24')
+            if len(found) == len(wanted): break
+    if missing := wanted - found.keys(): raise DataError(f'{path}: frame {min(missing)} cannot be decoded; the file is damaged')
+    return _upright(np.stack([found[i] for i in index]), facts.turns)
+
+def _read_decord(path, index, facts):
     import decord
-    if not _probe_video(str(path), file_stamp(path))[3]: raise DataError(f'{path}: its presentation times do not count its frames, and decord seeks to other frames than asked; read it with backend="av"')
+    if not facts.timed: raise DataError(f'{path}: its presentation times do not count its frames, and decord seeks to other frames than asked; read it with backend="av"')
     reader = decord.VideoReader(str(path), num_threads=1)
     if max(index) >= len(reader): raise DataError(f'{path}: frame {max(index)} asked, {len(reader)} can be decoded; the file is damaged')
     return reader.get_batch(list(index)).asnumpy()
 
-def _read_torchcodec(path, index):
+def _read_torchcodec(path, index, facts):
     from torchcodec.decoders import VideoDecoder
-    return VideoDecoder(str(path), dimension_order='NHWC').get_frames_at(list(index)).data.numpy()
-
-def _read_av(path, index):
-    wanted, found = set(index), {}
-    with _open_video(path) as box:
-        stream = box.streams.video[0]
-        stream.thread_type = 'AUTO'
-        try:
-            for i, frame in enumerate(box.decode(stream)):
-                if i in wanted: found[i] = frame.to_ndarray(format='rgb24')
-                if len(found) == len(wanted): break
-        finally: stream.codec_context.flush_buffers() # brings the decoder's threads to rest
-    if missing := wanted - found.keys(): raise DataError(f'{path}: frame {min(missing)} cannot be decoded; the file is damaged')
-    return np.stack([found[i] for i in index])
+    video = VideoDecoder(str(path), dimension_order='NHWC')
+    return _upright(video.get_frames_at(list(index)).data.numpy(), 0 if hasattr(video.metadata, 'rotation') else facts.turns)
 
 _BACKENDS = {'decord': _read_decord, 'torchcodec': _read_torchcodec, 'av': _read_av}
 
@@ -131,19 +179,18 @@ def read_video(
     index:Sequence[int]|None=None, # frames to read, any order, repeats allowed; None = all
     backend:str|None=None, # 'decord' | 'torchcodec' | 'av'; None = the first that is installed
 )->np.ndarray: # uint8 [T, H, W, 3]
-    "Frames of a video by index; `DataError` when the file is missing, truncated or damaged"
-    n, _, _, timed, _ = _probe_video(str(path), file_stamp(path))
+    "Frames of a video by index, the right way up; `DataError` when the file is missing, truncated or damaged"
+    facts = _probe_video(str(path), file_stamp(path))
+    n = facts.frames
     index = range(n) if index is None else [int(i) for i in index]
     if len(index) == 0 or min(index) < 0 or max(index) >= n: raise DataError(f'{path}: frames {list(index)[:4]}... asked, expected indices in 0..{n-1}')
-    for name in [backend] if backend else dict.fromkeys([_default_backend(), 'av'] if timed else ['av']):
-        try: return _BACKENDS[name](path, index)
+    for name in [backend] if backend else dict.fromkeys([_default_backend(), 'av'] if facts.timed else ['av']):
+        try: return _BACKENDS[name](path, index, facts)
         except DataError: raise
         except Exception as e: reason = str(e).strip().splitlines()[-1][:80]
     raise DataError(f'{path}: cannot be decoded ({reason}); copy or record it again') from None
 
 # %% ../nbs/00b_files.ipynb #44329a2f
-_PNG_END = b'IEND\xaeB`\x82' # a PNG without it was cut off, even where decoders are lenient
-
 def _natural(name:str): return [int(s) if s.isdigit() else s for s in re.split(r'(\d+)', name)]
 
 _ENDS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
@@ -164,6 +211,9 @@ def frame_files(
 )->tuple[str, ...]: # paths, in the order of the numbers in their names
     "Images of a folder or pattern; `DataError` when there is none"
     return _frame_files(path, file_stamp(os.path.dirname(path) or '.' if '*' in path else path))
+
+# %% ../nbs/00b_files.ipynb #61ad46a4
+_PNG_END = b'IEND\xaeB`\x82'
 
 def _read_png16(path):
     "One 16-bit image; refuses truncated and 8-bit files"
@@ -201,6 +251,7 @@ def read_png16(
     "Depth frames; `DataError` names the file that is missing, truncated or not 16-bit"
     return _read_images(str(folder), index, _read_png16)
 
+# %% ../nbs/00b_files.ipynb #bcd68cbb
 def read_mat(
     path:str|os.PathLike, # MATLAB file with one array [H, W, T]
     key:str|None=None, # variable name; None = the only array of three axes
@@ -220,7 +271,7 @@ def read_mat(
 def frame_numbers(
     pattern:str|os.PathLike, # `dir/frame_*_rgb.jpg`
 )->tuple[int, ...]: # the first number in what each `*` stands for
-    "Numbers of the frames of a pattern; signals recorded side by side are paired by them, because either may lack some"
+    "Numbers of the frames of a pattern, by which signals recorded side by side are paired: either may lack some"
     at = os.path.basename(str(pattern)).index('*')
     found = [re.search(r'\d+', os.path.basename(f)[at:]) for f in frame_files(str(pattern))]
     if None in found: raise DataError(f'{frame_files(str(pattern))[found.index(None)]}: no frame number in its name; correct the pattern {pattern}')
@@ -244,6 +295,15 @@ def read_runs(
     except ValueError: raise DataError(f'numbers = {text!r}: expected frame numbers such as 1-50,52') from None
     return [i for a, b in pairs for i in range(a, b + 1)]
 
+# %% ../nbs/00b_files.ipynb #61212593
+def flow_components(
+    pattern:str, # `dir/{u,v}/frame_*.jpg`
+)->list[str]: # the pattern of u and that of v
+    "Patterns of the two components of flow kept as images; `DataError` without braces"
+    m = re.search(r'\{(\w+),(\w+)\}', pattern)
+    if not m: raise DataError(f'{pattern}: flow as images needs its two components in braces, as in dir/{{u,v}}/frame_*.jpg')
+    return [pattern.replace(m[0], m[i]) for i in (1, 2)]
+
 def read_flow_images(
     pattern:str, # with the two components in braces, `dir/{u,v}/frame_*.jpg`
     index:Sequence[int]|None=None, # frames, None = all
@@ -259,14 +319,6 @@ def _grey_pair(pattern, index):
     return grey
 
 def _is_pair(path, modality): return '*' in path and modality.key == 'rgb' and re.search(r'\{\w+,\w+\}', path) is not None # flow that is wanted as a picture
-
-def flow_components(
-    pattern:str, # `dir/{u,v}/frame_*.jpg`
-)->list[str]: # the pattern of u and that of v
-    "Patterns of the two components of flow kept as images; `DataError` without braces"
-    m = re.search(r'\{(\w+),(\w+)\}', pattern)
-    if not m: raise DataError(f'{pattern}: flow as images needs its two components in braces, as in dir/{{u,v}}/frame_*.jpg')
-    return [pattern.replace(m[0], m[i]) for i in (1, 2)]
 
 # %% ../nbs/00b_files.ipynb #7fdbbaf6
 @lru_cache(maxsize=4096)
@@ -288,10 +340,11 @@ def frame_shape(
     if is_array(path): return tuple(array_shape(path)[:3])
     if path.endswith('.mat'): return _mat_shape(path, file_stamp(path))
     if modality.key == 'flow' or _is_pair(path, modality): path = flow_components(path)[0]
-    elif modality.key != 'depth' and _is_video(path): return _probe_video(path, file_stamp(path))[:3]
+    elif modality.key != 'depth' and _is_video(path): facts = _probe_video(path, file_stamp(path)); return facts.frames, facts.height, facts.width
     files = frame_files(path)
     return len(files), *_image_size(files[0], file_stamp(files[0]), modality.key == 'depth')
 
+# %% ../nbs/00b_files.ipynb #1bfb19ab
 def read_frames(
     path:str|os.PathLike, # video, folder, pattern, .mat, or array file
     modality:Modality, # row of the modality table
@@ -309,6 +362,7 @@ def read_frames(
     x = _read_images(path, index, lambda f: _read_image(f, 'RGB' if modality.channels == 3 else 'L'))
     return x if x.ndim == 4 else x[..., None]
 
+# %% ../nbs/00b_files.ipynb #86d2670e
 @lru_cache(maxsize=200_000)
 def _video_rate(path, mtime):
     with _open_video(path) as box: return float(box.streams.video[0].average_rate or 'nan')
@@ -320,6 +374,15 @@ def frame_rate(
     if is_array(path): return float(array_attrs(path).get('fps') or 'nan')
     return _video_rate(str(path), file_stamp(path)) if _is_video(str(path)) and not str(path).endswith('.mat') else float('nan')
 
+def check_rate(
+    path:str|os.PathLike, # any picture signal
+)->None:
+    "Refuse a video to be read by time whose frames are not equally far apart, `DataError`"
+    path = str(path)
+    if is_array(path) or path.endswith('.mat') or not _is_video(path): return
+    if not _probe_video(path, file_stamp(path)).steady: raise DataError(f'{path}: its frame rate varies, so that frames do not say the time; convert it to a constant rate')
+
+# %% ../nbs/00b_files.ipynb #4cc70413
 def iter_frames(
     path:str|os.PathLike, # video, folder, pattern, or array file
     modality:Modality, # row of the modality table
@@ -330,26 +393,9 @@ def iter_frames(
     if modality.key in ('depth', 'flow') or is_array(path) or not _is_video(path):
         yield from (read_frames(path, modality, [i])[0] for i in range(frame_shape(path, modality)[0]))
         return
-    from av import FFmpegError
-    _probe_video(path, file_stamp(path)) # refuses what is cut off before the first frame is used
-    with _open_video(path) as box:
-        stream = box.streams.video[0]
-        stream.thread_type = 'AUTO'
-        try:
-            for f in box.decode(stream): yield f.to_ndarray(format='rgb24')[..., :modality.channels]
-        except FFmpegError as e: raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
-        finally: stream.codec_context.flush_buffers()
-
-def check_playable(
-    path:str|os.PathLike, # any picture signal
-    in_seconds:bool=False, # will it be read by time?
-)->None:
-    "Refuse what would be read otherwise than it is shown: a picture that a tag turns, or, read by time, frames that are not equally far apart"
-    path = str(path)
-    if is_array(path) or path.endswith('.mat') or not _is_video(path): return
-    if in_seconds and not _probe_video(path, file_stamp(path))[4]: raise DataError(f'{path}: its frame rate varies, so that frames do not say the time; convert it to a constant rate')
-    with _open_video(path) as box: turned = getattr(next(box.decode(box.streams.video[0]), None), 'rotation', 0)
-    if turned: raise DataError(f'{path}: a tag asks players to turn the picture by {turned} degrees; write it upright first')
+    turns = _probe_video(path, file_stamp(path)).turns # refuses what is cut off before the first frame is used
+    with closing(_decode(path)) as frames:
+        for f in frames: yield _upright(f.to_ndarray(format='rgb24'), turns)[..., :modality.channels]
 
 # %% ../nbs/00b_files.ipynb #b418ec63
 def resize_frames(

@@ -226,16 +226,20 @@ def test_time_that_frames_do_not_tell(student, tmp_path):
     assert len(timeline(student, tmp_path/'vfr.mp4', 1., fps=30.)) == 3 and len(timeline(student, tmp_path/'vfr.mp4')) == 1
 
 
-def test_a_picture_that_a_tag_turns(student, tmp_path):
-    "As phones write it: the matrix of the track header turns what players show"
-    import struct
-    raw = bytearray(encoded(tmp_path/'a.mp4', 'mp4').read_bytes())
-    at = raw.find(b'tkhd') + 4
-    at += 4 + (32 if raw[at] else 20) + 16
-    raw[at:at + 36] = struct.pack('>9i', 0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
-    (tmp_path/'phone.mp4').write_bytes(raw)
-    assert len(timeline(student, tmp_path/'a.mp4')) == 1
-    for window in (None, 1.): refused(lambda: timeline(student, tmp_path/'phone.mp4', window), 'phone.mp4', 'turn the picture by')
+@pytest.mark.parametrize('turns', [1, 2, 3])
+def test_a_telephones_video_is_answered_upright(student, run, tmp_path, turns):
+    "Stored turned, with a tag that turns it back: the answers are those for the upright video, whole and window by window"
+    av = pytest.importorskip('av', minversion='18')
+    clip = run[1].rgb.iloc[0]
+    frames = read_video(clip)
+    with av.open(str(tmp_path/'phone.mp4'), 'w') as box:
+        stream = box.add_stream('libx264rgb', rate=8, options={'qp': '0'})
+        lying = np.ascontiguousarray(np.rot90(frames, -turns, (1, 2)))
+        stream.height, stream.width, stream.pix_fmt = *lying.shape[1:3], 'rgb24'
+        stream.set_display_rotation(90*turns)
+        for f in lying: box.mux(stream.encode(av.VideoFrame.from_ndarray(f, 'rgb24')))
+        box.mux(stream.encode())
+    for window in (None, 1.): assert timeline(student, tmp_path/'phone.mp4', window).equals(timeline(student, clip, window))
 
 
 def test_a_cut_without_encoding_anew(tmp_path):
@@ -313,7 +317,7 @@ def test_refusals(run, student, tmp_path, monkeypatch):
     refused(lambda: list(watch(student, [], 8.)), 'no frame came')
     refused(lambda: list(watch(student, np.zeros((5, 52, 52, 3), np.uint8), 8.)), '5 frame(s)')
     some = np.zeros((9, 52, 52, 3), np.uint8)
-    for bad in (dict(fps=0.), dict(fps=-5.), dict(fps=float('inf')), dict(fps=8., window_s=0.), dict(fps=8., window_s=float('inf')), dict(fps=8., stride_s=-1.)): refused(lambda: list(watch(student, some, **bad)), 'expected numbers above 0')
+    for bad in (dict(fps=0.), dict(fps=-5.), dict(fps=float('inf')), dict(fps=8., window_s=0.), dict(fps=8., window_s=float('inf')), dict(fps=8., stride_s=-1.)): refused(lambda: list(watch(student, some, **bad)), 'expected a number above 0')
     for bad in (some.astype(np.float32)/255, some.astype(np.uint16), some[..., 0], np.concatenate([some, some], -1)):
         refused(lambda: list(watch(student, bad, 8.)), 'expected [H, W, C] with C = 3, uint8')
         refused(lambda: student.clip_of(bad), 'expected [T, H, W, C] with C = 3, uint8')
@@ -338,6 +342,8 @@ def test_refusals(run, student, tmp_path, monkeypatch):
         refused(lambda: load_student(tmp_path/'s'), 'student.json' if 'often' not in str(bad) else 'often')
     write_json(tmp_path/'s'/'student.json', card | dict(colour='BGR'))
     refused(lambda: load_student(tmp_path/'s'), 'colour', 'ship the student again')
+    write_json(tmp_path/'s'/'student.json', card | dict(format=2, colour='BGR'))
+    refused(lambda: load_student(tmp_path/'s'), 'format 2', 'upgrade moddist')
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name.startswith('onnx') else found(name, *a))
     refused(lambda: export_student(student, tmp_path/'a.onnx'), 'pip install "moddist[export]"', kind=ModelError)

@@ -130,6 +130,50 @@ def test_infrared_has_one_channel(videos):
     assert read_frames(videos['mpeg4.avi'], IR, [3, 4]).shape == (2, H, W, 1)
 
 
+# ---------------------------------------------------------------- pictures that a tag turns
+
+def tagged(path, turns, **mirror):
+    "A video that is stored turned and says by how many quarter turns a player turns it back"
+    av = pytest.importorskip('av', minversion='18')
+    with av.open(str(path), 'w') as box:
+        stream = box.add_stream('libx264', rate=25, options={'g': '12', 'bf': '2', 'crf': '3'})
+        frames = np.rot90(np.kron(scene(), np.ones((1, 4, 4, 1), np.uint8)), -turns, (1, 2))     # large enough for decord, which refuses 48 px
+        stream.height, stream.width, stream.pix_fmt, stream.thread_count = *frames.shape[1:3], 'yuv420p', 1
+        stream.set_display_rotation(90*turns, **mirror)
+        for f in frames: box.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(f), 'rgb24')))
+        box.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize('turns', range(4))
+@pytest.mark.parametrize('container', ['mp4', 'mov', 'mkv'])
+@pytest.mark.parametrize('backend', ['av', 'decord', 'torchcodec', None])
+def test_every_backend_delivers_the_upright_picture(tmp_path, turns, container, backend):
+    "As a telephone stores it; decord knows the tag in MP4 and QuickTime alone and is not used for others"
+    if backend: pytest.importorskip(backend)
+    path = tagged(tmp_path/f'phone.{container}', turns)
+    assert frame_shape(path, RGB) == (T, 4*H, 4*W)
+    if backend == 'decord' and container == 'mkv' and turns:
+        refused(lambda: read_video(path, [3], backend), 'phone.mkv')
+        return
+    got = read_video(path, [50, 3], backend)
+    assert np.abs(got.astype(int) - np.kron(scene()[[50, 3]], np.ones((1, 4, 4, 1), int))).mean() < 12    # YUV blurs the colours of the blocks
+    np.testing.assert_array_equal(got, read_video(path, [50, 3], 'av'))
+    assert numbers(got[:, 2::4, 2::4]) == [50, 3]
+
+
+@pytest.mark.parametrize('turns', range(4))
+def test_frame_by_frame_is_upright_too(tmp_path, turns):
+    path = tagged(tmp_path/'phone.mp4', turns)
+    np.testing.assert_array_equal(np.stack(list(files.iter_frames(path, RGB))), read_video(path, None, 'av'))
+
+
+@pytest.mark.parametrize('how', [dict(hflip=True), dict(vflip=True)])
+def test_mirrored_pictures_are_refused(tmp_path, how):
+    path = tagged(tmp_path/'selfie.mp4', 1, **how)
+    for call in (lambda: read_video(path), lambda: frame_shape(path, RGB), lambda: next(files.iter_frames(path, RGB))): refused(call, 'selfie.mp4', 'mirror', 'upright')
+
+
 REAL = [('urfd', 'rgb_cam0/*.mp4', 3), ('urfd', 'rgb_cam1/*.mp4', 2), ('utd_mhad', 'rgb/*.avi', 4)]
 
 
@@ -163,7 +207,7 @@ def test_without_decord_pyav_reads(videos, without_decord):
 
 def test_a_broken_decord_falls_back(videos, monkeypatch):
     "decord is installed and cannot open the file (its bundled ffmpeg is old): PyAV is tried before giving up"
-    def broken(path, index): raise RuntimeError('no codec\nfor this')
+    def broken(path, index, facts): raise RuntimeError('no codec\nfor this')
     monkeypatch.setitem(files._BACKENDS, files._default_backend(), broken)
     assert numbers(read_video(videos['mpeg4.avi'], [5])) == [5]
     monkeypatch.setitem(files._BACKENDS, 'av', broken)

@@ -89,8 +89,9 @@ def bench(monkeypatch):
     return runpy.run_path(str(ROOT/'bench'/'radevski_evidence.py'))
 
 
-def test_summary_is_made_of_the_records():
+def test_summary_is_made_of_the_records(monkeypatch):
     "Table and picture of the evidence are not older than what they summarise"
+    monkeypatch.syspath_prepend(str(ROOT/'bench'))
     rows = list(runpy.run_path(str(ROOT/'bench'/'summary.py'))['rows']())
     assert rows == json.loads((RESULTS/'summary.json').read_text())['rows'] and {r['setting'][0] for r in rows} == set('ABC')
     for r in rows: assert abs(r['student'] - r['pair'] - r['gain']) <= .011 and len(r['gains']) == r['trainings'] >= r['better']

@@ -137,7 +137,8 @@ def segments(
     df = df.rename(columns=dict(narration_id='clip_id', participant_id='subject', video_id='video'))
     return df.assign(release=df.video.map({v: release(v) for v in df.video.unique()}), seconds=df.video.map(info.set_index('video_id').duration),
                      video_fps=df.video.map(info.set_index('video_id').fps), tail_verb=df.verb.map(verbs.is_tail).fillna(0).astype(int),
-                     tail_noun=df.noun.map(nouns.is_tail).fillna(0).astype(int), reissued=df.video.isin(REISSUED).astype(int),
+                     tail_noun=df.noun.map(nouns.is_tail).fillna(0).astype(int), verb_name=df.verb.map(verbs.name).fillna('unknown'),
+                     noun_name=df.noun.map(nouns.name).fillna('unknown'), reissued=df.video.isin(REISSUED).astype(int),
                      unseen=sum(((df.split == s) & df.subject.isin(people) for s, people in UNSEEN.items()), start=np.zeros(len(df), int)))
 
 # %% ../../nbs/datasets/epic.ipynb #f65188b3
@@ -147,16 +148,15 @@ def action_pairs(
     "The pairs of classes met in training"
     return sorted(set(df.loc[df.split == 'train', ['verb', 'noun']].itertuples(index=False, name=None)))
 
-def _labels(df, label:str, verbs, nouns, pairs)->tuple: # label and action of each row
+def _labels(df, label:str, pairs)->tuple: # label and action of each row
     "Class numbers and names for one choice of class"
-    verb, noun = df.verb.map(verbs.name), df.noun.map(nouns.name)
-    if label in ('verb', 'noun'): return df[label], (verb if label == 'verb' else noun).fillna('unknown')
+    if label in ('verb', 'noun'): return df[label], df[f'{label}_name']
     if label != 'action': raise DataError(f"label={label!r}: expected 'verb', 'noun' or 'action'")
     pairs = action_pairs(df) if pairs is None else pairs
     if not pairs: raise DataError("label='action' numbers the (verb, noun) pairs met in training, and no row trains; pass pairs=action_pairs(the training index)")
     ids = {tuple(p): k for k, p in enumerate(pairs)}
     label = pd.Series([ids.get(p, -1) for p in zip(df.verb, df.noun)], df.index)
-    return label, verb.str.cat(noun, ' ').fillna('unknown')
+    return label, (df.verb_name + ' ' + df.noun_name).where(df.verb >= 0, 'unknown')
 
 # %% ../../nbs/datasets/epic.ipynb #e2877c7b
 _MEDIA = dict(frames=('rgb_frames', ''), flow=('flow_frames', ''), mp4=('videos', '.mp4'), sound=('audio', '.wav'), boxes=('hand-objects', '.json')) # folder, end of the name
@@ -189,7 +189,7 @@ def _ranges(df:pd.DataFrame, is_folder, first)->pd.DataFrame: # columns start, s
 
 # %% ../../nbs/datasets/epic.ipynb #2eb8fe85
 _ORDER = ('clip_id', 'label', 'action', 'split', 'rgb', 'flow', 'boxes', 'audio', 'start', 'stop', 'fps', 'start_s', 'stop_s', 'flow_bound', 'subject', 'video', 'release',
-          'verb', 'noun', 'nouns', 'narration', 'tail_verb', 'tail_noun', 'unseen', 'reissued', 'video_fps')
+          'verb', 'noun', 'verb_name', 'noun_name', 'nouns', 'narration', 'tail_verb', 'tail_noun', 'unseen', 'reissued', 'video_fps')
 
 def index(
     root, # folder of P01, P02 ...; None = annotations only, all paths NaN
@@ -209,7 +209,7 @@ def index(
     on_disk = folder.notna() | media.mp4.isna()                             # no media at all: as the images would be
     paths = pd.DataFrame(dict(rgb=(folder + os.sep + 'frame_*.jpg').fillna(media.mp4), flow=media.flow + os.sep + '{u,v}' + os.sep + 'frame_*.jpg', boxes=media.boxes,
                               audio=media.sound.fillna(media.mp4) if audio is None else [f'{audio}::{v}' for v in media.index]), media.index, dtype=object)
-    df['label'], df['action'] = _labels(df, label, classes(annotations, 'verb'), classes(annotations, 'noun'), pairs)
+    df['label'], df['action'] = _labels(df, label, pairs)
     df = df.join(paths, on='video').join(_ranges(df, df.video.map(on_disk), df.video.map(first)))
     return df.assign(flow_bound=df.release.map(BOUNDS))[list(_ORDER)]
 
