@@ -28,7 +28,7 @@ from .stress import Crossing, crossing, curve, stress_figure, stress_run
 
 # %% ../nbs/05a_report.ipynb #9a241559
 def results(
-    out:str|Path, # folder of a run
+    out:str|Path, # folder of a run, any recipe
     df:pd.DataFrame|None=None, # its clip index; None = rebuilt from the run
     noise:Sequence[float]=(0., .3, 1., 3.), # sigmas of the noise curve; empty = none
 )->dict: # also written to `out/results.json`
@@ -43,6 +43,7 @@ def results(
     write_json(out/'results.json', found)
     return found
 
+# %% ../nbs/05a_report.ipynb #59b0695c
 def _noise(out, df, sigmas):
     "The noise curve of the fused pair and of the hallucination network, as far as they are there, and where they cross"
     try: s, t = signal(reading(out).student).key, signal(privileged(out)).key
@@ -50,7 +51,8 @@ def _noise(out, df, sigmas):
     names = [n for n in (f'{s}+{t}', f'{s}+hallucination') if (out/n/'record.json').is_file()]
     if not len(sigmas) or f'{s}+{t}' not in names: return dict(noise=[])
     table = stress_run(out, 'noise', sigmas, names, df)
-    rows = [dict(name=r.model, sigma=r.level, top1=round(r.top1, 4), se=round(math.sqrt(r.top1*(1 - r.top1)/r.clips), 4), lo=round(r.lo, 4), hi=round(r.hi, 4), n=int(r.clips), signal=r.signal) for r in curve(table).itertuples()]
+    rows = [dict(name=r.model, sigma=r.level, top1=round(r.top1, 4), se=round(math.sqrt(r.top1*(1 - r.top1)/r.clips), 4),
+                 lo=round(r.lo, 4), hi=round(r.hi, 4), n=int(r.clips), signal=r.signal) for r in curve(table).itertuples()]
     if len(names) < 2: return dict(noise=rows)
     x = asdict(crossing(table, names[1], names[0]))
     return dict(noise=rows, crossing={k: None if v == math.inf else v for k, v in x.items()})
@@ -75,7 +77,8 @@ def run_maps(
     for name in ('hallucination', both if c.get('teacher_step') == 2 else teacher.key):
         if not (out/name/'record.json').is_file(): raise DataError(f'{out}: step {name!r} is not finished; run the recipe to its end first')
     real = load_model(out/both/'model.safetensors').inject if c.get('teacher_step') == 2 else load_model(out/teacher.key/'model.safetensors')
-    students = {n: load_model(out/n/'model.safetensors') for n in ('hallucination', f'{student.key}+hallucination', student.key) if (out/n/'record.json').is_file()}
+    names = [n for n in ('hallucination', f'{student.key}+hallucination', student.key) if (out/n/'record.json').is_file()]
+    students = {n: load_model(out/n/'model.safetensors') for n in names}
     test = _one_per_class(df[df.split == 'test'], n_clips)
     dls = loaders(reading(out), df, (c['student'], c['teacher']))
     classes = [str(a) for a in df.drop_duplicates('label').sort_values('label').action]
@@ -96,57 +99,72 @@ def write_inspector(
 )->Path: # the file
     "One HTML file: real against hallucinated feature maps of a run's test clips"
     out = Path(out)
-    return inspector_html(run_maps(out, df, n_clips), Path(path or out/'inspect.html'), title='Real and hallucinated feature maps', provenance=_provenance(out))
+    title = 'Real and hallucinated feature maps'
+    return inspector_html(run_maps(out, df, n_clips), Path(path or out/'inspect.html'), title=title, provenance=_provenance(out))
 
 def _provenance(out):
+    "Where the maps come from, in one line"
     info = run_info(out)
     c = info['settings']
-    return f'Recipe {info["recipe"]}, ' + ', '.join(f'{k} {c[k]}' for k in ('student', 'teacher', 'stream', 'epochs', 'seed') if c.get(k) is not None) + f', index {info["index"]}'
+    said = [f'{k} {c[k]}' for k in ('student', 'teacher', 'stream', 'epochs', 'seed') if c.get(k) is not None]
+    return ', '.join([f'Recipe {info["recipe"]}', *said, f'index {info["index"]}'])
 
 # %% ../nbs/05a_report.ipynb #85f5057c
 def _section(key, title, body, lead=''):
-    return f'<section class="card" id="{key}" aria-label="{title}"><h2>{title}</h2>{f"<p class=note>{lead}</p>" if lead else ""}{body}</section>'
-
-_GAP = 'Is it better than what one could have had without a teacher?'
+    "One card of the page"
+    note = f'<p class=note>{lead}</p>' if lead else ''
+    return f'<section class="card" id="{key}" aria-label="{title}"><h2>{title}</h2>{note}{body}</section>'
 
 def _html(table): return f'<div class="scroll">{table.to_html(index=False, border=0, escape=True)}</div>'
 def _sorry(e): return f'<p class="note">Not in this report: {html.escape(str(e))}</p>'
-
 def _percent(x): return f'{100*x:.1f}'
 
+# %% ../nbs/05a_report.ipynb #519337f3
 def _results_table(found):
     "One row per model, over the seeds given"
     rows = pd.DataFrame([r for f in found for r in f['rows']])
     first, ece = rows.drop_duplicates('name').set_index('name'), rows.groupby('name').ece.mean()
     def line(r):
         f = first.loc[r.name]
-        return {'model': r.name, 'reads at test time': f.test_input, 'step': f.step or 'baseline', 'accuracy, %': _percent(r.top1), '95 % interval': f'{_percent(max(r.lo, 0))} to {_percent(min(r.hi, 1))}' if r.lo == r.lo else '',
-                'seeds': r.runs, 'ECE, %': _percent(ece[r.name]), 'parameters': f'{f.params:,}', 'training, s': f'{f.seconds:.0f}'}
+        interval = f'{_percent(max(r.lo, 0))} to {_percent(min(r.hi, 1))}' if r.lo == r.lo else ''
+        return {'model': r.name, 'reads at test time': f.test_input, 'step': f.step or 'baseline', 'accuracy, %': _percent(r.top1),
+                '95 % interval': interval, 'seeds': r.runs, 'ECE, %': _percent(ece[r.name]), 'parameters': f'{f.params:,}',
+                'training, s': f'{f.seconds:.0f}'}
     return pd.DataFrame([line(r) for r in summary_rows(rows).itertuples(index=False)])
+
+_OVER = dict(seeds='The interval is over seeds (Student).',
+             clips='The interval is over test clips (Wilson): what another test set of this size could have given. '
+                   'How much the result moves between trainings and data sets is not in it.')
 
 def _results_section(found):
     "Table and figure of accuracies"
     rows = [r for f in found for r in f['rows']]
-    lead = f'{rows[0]["n"]} test clips, {html.escape(str(found[0]["protocol"]))}, seed {", ".join(str(f["seed"]) for f in found)}. ' + ('The interval is over seeds (Student).' if len(found) > 1 else
-            'The interval is over test clips (Wilson): what another test set of this size could have given. How much the result moves between trainings and data sets is not in it.')
+    seeds = ', '.join(str(f['seed']) for f in found)
+    lead = f'{rows[0]["n"]} test clips, {html.escape(str(found[0]["protocol"]))}, seed {seeds}. {_OVER["seeds" if len(found) > 1 else "clips"]}'
     fig = accuracy_figure(rows, highlight=[r['name'] for r in rows if r['name'].endswith('+hallucination')])
     return _section('results', 'Results', _html(_results_table(found)) + figure_block(fig, 560), lead)
 
 # %% ../nbs/05a_report.ipynb #9c230290
+_GAP = 'Is it better than what one could have had without a teacher?'
+
 def _gap_section(gap):
     "Table, classes, notes and figure of a gap report"
     called = gap.classes[gap.classes.verdict != '']
-    calls = 'Classes that win or lose beyond luck: ' + (', '.join(f'{c} {100*d:+.0f}' for c, d in zip(called['class'], called.difference)) + ' points' if len(called) else 'none') + '.'
-    notes = [calls, *([f'Share of the gap: {gap.share.note}.'] if gap.share.note else []), *gap.notes]
+    calls = ', '.join(f'{c} {100*d:+.0f}' for c, d in zip(called['class'], called.difference))
+    notes = [f'Classes that win or lose beyond luck: {calls + " points" if calls else "none"}.',
+             *([f'Share of the gap: {gap.share.note}.'] if gap.share.note else []), *gap.notes]
+    listed = '<ul>' + ''.join(f'<li>{html.escape(n)}</li>' for n in notes) + '</ul>'
     fig = look(gap.figure().update_layout(width=None, title=None, margin_t=30))
-    return _section('gap', _GAP, _html(gap.table().reset_index()) + f'<ul>{"".join(f"<li>{html.escape(n)}</li>" for n in notes)}</ul>' + figure_block(fig, 900))
+    return _section('gap', _GAP, _html(gap.table().reset_index()) + listed + figure_block(fig, 900))
 
+# %% ../nbs/05a_report.ipynb #63345a03
 def _maps_section(runs, df, n_clips):
     "The inspector, as a page inside the page"
     try: text = inspector_page(run_maps(runs[0], df, n_clips), provenance=_provenance(runs[0]))
     except (DataError, ModelError) as e: return _section('maps', 'Feature maps', _sorry(e))
     text = text.replace('class="mdi-page"', 'class="mdi-page light"', 1)                   # as light as the page around it
-    return f'<section class="card" id="maps" aria-label="Feature maps" style="padding:0;overflow:hidden"><iframe title="Real and hallucinated feature maps" srcdoc="{html.escape(text)}"></iframe></section>'
+    frame = f'<iframe title="Real and hallucinated feature maps" srcdoc="{html.escape(text)}"></iframe>'
+    return f'<section class="card" id="maps" aria-label="Feature maps" style="padding:0;overflow:hidden">{frame}</section>'
 
 # %% ../nbs/05a_report.ipynb #a75e1e3d
 _PLAIN = {'epoch', 'train_loss', 'valid_loss', 'accuracy'}
@@ -157,6 +175,7 @@ def _history(record):
     log['epoch'] = log.get('epoch', pd.Series(range(len(log)))) + 1
     return log.rename(columns={c: f'valid_{c}' for c in log if c != 'epoch' and not c.startswith(('train_', 'valid_'))})
 
+# %% ../nbs/05a_report.ipynb #d4800029
 def _whole(fig, epochs):
     "Ticks at whole epochs, shares from 0 to 1"
     fig.for_each_yaxis(lambda a: a.update(range=(0, 1.02)) if a.title.text == 'share of clips' else None)
@@ -164,37 +183,56 @@ def _whole(fig, epochs):
 
 def _terms_section(records):
     "Curves of the steps that were trained"
-    import plotly.graph_objects as go
     trained, parts = [r for r in records if r.get('history')], []
     for r in trained:
-        if set(r['history'][0]) - _PLAIN: parts.append(figure_block(_whole(look(term_curves(_history(r)), title=html.escape(f'Terms of the step {r["name"]}')), len(r['history'])), 760))
-    fig = go.Figure([go.Scatter(x=h.epoch, y=100*h.valid_accuracy, name=html.escape(r['name']), mode='lines' + '+markers'*(len(h) < 3), line=dict(color=INK[i % 7], dash=('solid', 'dash', 'dot')[i//7 % 3])) for i, r in enumerate(trained) if 'valid_accuracy' in (h := _history(r))])
-    if fig.data: parts.append(figure_block(_whole(look(fig, title='Validation accuracy of every step', x='epoch of the step', y='validation accuracy, %', height=380), max(len(r['history']) for r in trained)), 620))
-    return _section('terms', 'Through training', ''.join(parts) or _sorry('no step keeps a log of its epochs.'), 'Training solid, validation dashed.' if parts else '')
+        if not set(r['history'][0]) - _PLAIN: continue
+        fig = look(term_curves(_history(r)), title=html.escape(f'Terms of the step {r["name"]}'))
+        parts.append(figure_block(_whole(fig, len(r['history'])), 760))
+    fig = _accuracy_curves(trained)
+    if fig.data: parts.append(figure_block(_whole(fig, max(len(r['history']) for r in trained)), 620))
+    if not parts: return _section('terms', 'Through training', _sorry('no step keeps a log of its epochs.'))
+    return _section('terms', 'Through training', ''.join(parts), 'Training solid, validation dashed.')
+
+def _accuracy_curves(trained):
+    "Validation accuracy of every step, in per cent"
+    import plotly.graph_objects as go
+    fig = go.Figure()
+    for i, (r, h) in enumerate((r, _history(r)) for r in trained):
+        if 'valid_accuracy' not in h: continue
+        line = dict(color=INK[i % 7], dash=('solid', 'dash', 'dot')[i//7 % 3])
+        fig.add_scatter(x=h.epoch, y=100*h.valid_accuracy, name=html.escape(r['name']), mode='lines' + '+markers'*(len(h) < 3), line=line)
+    return look(fig, title='Validation accuracy of every step', x='epoch of the step', y='validation accuracy, %', height=380)
 
 # %% ../nbs/05a_report.ipynb #a0d6d70a
+_LUCK = 'Bars on the dashed line would be perfect. ECE by luck alone is what a perfectly calibrated model would show on as many clips.'
+
 def _reliability_section(preds):
     "Diagrams and numbers of calibration"
     fig = reliability_figure(preds).update_layout(width=None)
     fig.update_yaxes(range=[0, 1.05*max(max(t.y) for t in fig.data if t.name == 'clips')], row=2)
-    table = pd.DataFrame([{'model': name, 'clips': r.n, 'accuracy, %': _percent(r.top1), 'mean confidence, %': _percent(r.confidence), 'ECE, %': _percent(r.ece), 'ECE by luck alone, %': _percent(r.floor),
-                           'Brier (0 to 2)': f'{r.brier:.3f}', 'NLL, nats': f'{r.nll:.3f}'} for name, r in zip(preds, calibration_table(preds).itertuples(index=False))])
-    return _section('reliability', 'Does it know when it is wrong?', figure_block(look(fig, height=460), 330*len(preds)) + _html(table), 'Bars on the dashed line would be perfect. ECE by luck alone is what a perfectly calibrated model would show on as many clips.')
+    def line(name, r):
+        return {'model': name, 'clips': r.n, 'accuracy, %': _percent(r.top1), 'mean confidence, %': _percent(r.confidence),
+                'ECE, %': _percent(r.ece), 'ECE by luck alone, %': _percent(r.floor), 'Brier (0 to 2)': f'{r.brier:.3f}', 'NLL, nats': f'{r.nll:.3f}'}
+    table = pd.DataFrame([line(*pair) for pair in zip(preds, calibration_table(preds).itertuples(index=False))])
+    return _section('reliability', 'Does it know when it is wrong?', figure_block(look(fig, height=460), 330*len(preds)) + _html(table), _LUCK)
 
 _NOISE = 'When the sensor gets worse'
 
 def _noise_section(found):
     "The curve that `results` measured"
-    if not found.get('noise'): return _section('noise', _NOISE, _sorry('the run has no network that reads the privileged signal beside the student\'s.'))
+    if not found.get('noise'):
+        return _section('noise', _NOISE, _sorry('the run has no network that reads the privileged signal beside the student\'s.'))
     c = pd.DataFrame(found['noise']).rename(columns=dict(name='model', sigma='level'))
-    if 'lo' not in c: return _section('noise', _NOISE, _sorry('results.json was written by an older version; make it again with moddist.report.results.'))
+    if 'lo' not in c:
+        return _section('noise', _NOISE, _sorry('results.json was written by an older version; make it again with moddist.report.results.'))
     x = Crossing(**{k: math.inf if v is None else v for k, v in found['crossing'].items()}) if found.get('crossing') else None
     fig = look(stress_figure(c.assign(kind='noise'), x)).update_traces(mode='lines', selector=dict(fill='toself'))
     return _section('noise', _NOISE, figure_block(fig, 560), html.escape(f'{x}.') if x else '')
 
 def _confusion_section(preds, student, against, classes):
     fig = confusion_difference(preds[student], preds[against], classes, names=(student, against))
-    return _section('confusion', 'What it calls by other names', figure_block(fig, 640), 'Red: the student says it more often than the baseline, blue: less often. Outlined: the right answers.')
+    lead = 'Red: the student says it more often than the baseline, blue: less often. Outlined: the right answers.'
+    return _section('confusion', 'What it calls by other names', figure_block(fig, 640), lead)
 
 # %% ../nbs/05a_report.ipynb #eda0851b
 def _say(v): return f'{v:.4g}' if isinstance(v, float) else ', '.join(map(_say, v)) if isinstance(v, (list, tuple)) else str(v)
@@ -203,13 +241,40 @@ def _facts(d): return '<dl>' + ''.join(f'<div><dt>{html.escape(k)}</dt><dd>{html
 def _again_section(runs, found, records, command):
     "Provenance: everything that decides the numbers above"
     info = run_info(runs[0])
-    steps = pd.DataFrame([{'step': r['name'], 'reads': ', '.join(r['reads']), 'epochs': r['epochs'], 'training, s': f'{r["seconds"]:.0f}', 'parameters': f'{r["params"]:,}', 'warnings': '; '.join(r.get('warnings') or []) or 'none'} for r in records])
-    what = dict(command=command or 'moddist.report.write_report', runs=[r.name for r in runs], recipe=info['recipe'], seeds=[f['seed'] for f in found], index=info['index'], **{f'data, {k}': v for k, v in (info.get('data') or {}).items()})
-    return _section('again', 'How to get it again', _facts(what) + '<h3>Steps</h3>' + _html(steps) + '<h3>Settings</h3>' + _facts(info['settings']) + '<h3>Versions and machine of the test</h3>' + _facts(found[0]['environment']))
+    steps = pd.DataFrame([{'step': r['name'], 'reads': ', '.join(r['reads']), 'epochs': r['epochs'], 'training, s': f'{r["seconds"]:.0f}',
+                           'parameters': f'{r["params"]:,}', 'warnings': '; '.join(r.get('warnings') or []) or 'none'} for r in records])
+    what = dict(command=command or 'moddist.report.write_report', runs=[r.name for r in runs], recipe=info['recipe'],
+                seeds=[f['seed'] for f in found], index=info['index'], **{f'data, {k}': v for k, v in (info.get('data') or {}).items()})
+    parts = {'Steps': _html(steps), 'Settings': _facts(info['settings']), 'Versions and machine of the test': _facts(found[0]['environment'])}
+    return _section('again', 'How to get it again', _facts(what) + ''.join(f'<h3>{title}</h3>{body}' for title, body in parts.items()))
+
+# %% ../nbs/05a_report.ipynb #501b3839
+def _prediction_sections(out, df, gap, found):
+    "Reliability and confusions, from the predictions of the models that matter"
+    roles = dict(zip(gap.models.role, gap.models['name'])) if gap else {}
+    names = [r['name'] for r in sorted(found['rows'], key=lambda r: -r['top1'])[:3]]
+    if gap: names = list(dict.fromkeys(roles[k] for k in ('student', gap.against, 'teacher') if k in roles))
+    preds = {n: read_predictions(f) for n, f in predict_run(out, df, names).items()}
+    k = next(iter(preds.values())).logits.shape[1]
+    classes = [str(a) for a in df.drop_duplicates('label').sort_values('label').action] if 'action' in df else ()
+    yield _reliability_section(preds)
+    if gap: yield _confusion_section(preds, roles['student'], roles[gap.against], classes if len(classes) == k else None)
+    else: yield _section('confusion', 'What it calls by other names', _sorry('there is no fair baseline in this run.'))
+
+def _report_page(found, gap, body):
+    title = f'{found["recipe"]} on {found["dataset"] or "a clip index"}'
+    lead = 'What the student learned from its teacher, how sure one may be, and how to get it again. Point at any figure for its numbers.'
+    head = f'<header><h1>{html.escape(title)}</h1><p class="lead">{lead}</p>'
+    if gap: head += f'<p class="verdict"><b>{html.escape(gap.headline)}</b></p>'
+    links = dict(results='Results', gap='Gap', maps='Feature maps', terms='Training', reliability='Confidence',
+                 confusion='Confusions', noise='Noise', again='Settings')
+    nav = '<nav aria-label="Sections">' + ''.join(f'<a href="#{k}">{v}</a>' for k, v in links.items()) + '</nav>'
+    foot = f'<footer><p>Made with moddist {environment()["moddist"]}. The page needs no network.</p></footer>'
+    return figure_page(title, f'{head}{nav}</header><main>{"".join(body)}</main>{foot}')
 
 # %% ../nbs/05a_report.ipynb #24ea5bab
 def write_report(
-    out:'str|Path|Sequence[str|Path]', # folder of a run with results.json, or of several seeds: the table and the gap are over all, the rest shows the first
+    out:'str|Path|Sequence[str|Path]', # folder of a run with results.json, or of several seeds
     path:str|Path|None=None, # default: `report.html` in the (first) run
     df:pd.DataFrame|None=None, # clip index; None = rebuilt from the run
     n_clips:int=10, # test clips in the inspector
@@ -217,35 +282,20 @@ def write_report(
     gap:GapReport|None=None, # from `gap_run`; None = made here where the steps allow it
     command:str='', # how it was made, shown under "how to get it again"
 )->Path: # the file
-    "One HTML file: verdict, table, gap, inspector, term curves, reliability, noise curve, confusion difference, settings; `DataError` before `results`"
+    """One HTML file: verdict, table, gap, inspector, term curves, reliability, noise curve, confusion difference, settings.
+    Table and gap are over all seeds, the rest shows the first; `DataError` before `results`"""
     runs = [Path(r) for r in ([out] if isinstance(out, (str, Path)) else out)]
     df = open_index(runs[0]) if df is None else df
-    found, records = [read_json(r/'results.json') for r in runs], [read_json(f) for f in sorted(runs[0].glob('*/record.json'), key=lambda f: f.stat().st_mtime)]
+    found = [read_json(r/'results.json') for r in runs]
+    records = [read_json(f) for f in sorted(runs[0].glob('*/record.json'), key=lambda f: f.stat().st_mtime)]
     why = None
     if gap is None:
         try: gap = gap_run(runs, df)
         except DataError as e: why = e
-    body = [_results_section(found), _gap_section(gap) if gap else _section('gap', _GAP, _sorry(why)), _maps_section(runs, df, n_clips), _terms_section(records),
-            *_prediction_sections(runs[0], df, gap, found[0]), _noise_section(found[0]), _again_section(runs, found, records, command)]
+    body = [_results_section(found), _gap_section(gap) if gap else _section('gap', _GAP, _sorry(why)), _maps_section(runs, df, n_clips),
+            _terms_section(records), *_prediction_sections(runs[0], df, gap, found[0]), _noise_section(found[0]),
+            _again_section(runs, found, records, command)]
     text = _report_page(found[0], gap, body)
     path = Path(path or runs[0]/'report.html')
     with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
     return path
-
-def _prediction_sections(out, df, gap, found):
-    "Reliability and confusions, from the predictions of the models that matter"
-    roles = dict(zip(gap.models.role, gap.models['name'])) if gap else {}
-    names = list(dict.fromkeys(roles[k] for k in ('student', gap.against, 'teacher') if k in roles)) if gap else [r['name'] for r in sorted(found['rows'], key=lambda r: -r['top1'])[:3]]
-    preds = {n: read_predictions(f) for n, f in predict_run(out, df, names).items()}
-    k, classes = next(iter(preds.values())).logits.shape[1], [str(a) for a in df.drop_duplicates('label').sort_values('label').action] if 'action' in df else ()
-    yield _reliability_section(preds)
-    if gap: yield _confusion_section(preds, roles['student'], roles[gap.against], classes if len(classes) == k else None)
-    else: yield _section('confusion', 'What it calls by other names', _sorry('there is no fair baseline in this run.'))
-
-def _report_page(found, gap, body):
-    title = f'{found["recipe"]} on {found["dataset"] or "a clip index"}'
-    head = f'<header><h1>{html.escape(title)}</h1><p class="lead">What the student learned from its teacher, how sure one may be, and how to get it again. Point at any figure for its numbers.</p>'
-    if gap: head += f'<p class="verdict"><b>{html.escape(gap.headline)}</b></p>'
-    links = dict(results='Results', gap='Gap', maps='Feature maps', terms='Training', reliability='Confidence', confusion='Confusions', noise='Noise', again='Settings')
-    nav = '<nav aria-label="Sections">' + ''.join(f'<a href="#{k}">{v}</a>' for k, v in links.items()) + '</nav>'
-    return figure_page(title, f'{head}{nav}</header><main>{"".join(body)}</main><footer><p>Made with moddist {environment()["moddist"]}. The page needs no network.</p></footer>')
