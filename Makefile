@@ -23,7 +23,7 @@ evidence: $(VENV)/.installed-dev
 	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 101 102 --saturate 7.2
 	$(BIN)/moddist evaluate $(foreach s,0 1 2 3 4,runs/evidence/d101-s$(s)) --groups subject --out bench/results/gap-101.json
 	$(BIN)/moddist evaluate $(foreach s,0 1 2 3 4,runs/evidence/d102-s$(s)) --groups subject --out bench/results/gap-102.json
-	$(BIN)/python bench/ablation.py --seeds 3 --data-seeds 101 102
+	$(BIN)/python bench/ablation.py --seeds 5 --data-seeds 101 102
 	$(BIN)/python bench/stress.py --data-seed 101
 	$(BIN)/python bench/evidence.py --seeds 3 --data-seeds 203 204 --views
 	$(BIN)/moddist evaluate $(foreach s,0 1 2,runs/evidence/d203v-s$(s)) --groups subject --out bench/results/gap-203-views.json

@@ -1,6 +1,6 @@
 """What each part of the four steps contributes on the embedded set: variations of the recipe, over training seeds and data sets.
 
-    python bench/ablation.py --seeds 3 --data-seeds 101 102     # about three times the training of the method, per seed and data set
+    python bench/ablation.py --seeds 5 --data-seeds 101 102     # about three times the training of the method, per seed and data set
     python bench/ablation.py --few-labels --seeds 5             # 4 labelled subjects and 12 whose RGB-D pairs have no labels
     python bench/ablation.py --fast                             # a miniature, to see that everything works
 

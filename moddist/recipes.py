@@ -47,12 +47,13 @@ class Garcia2018(Reading):
     standardize:bool = True # feature distance in units of the teacher's spread
     teacher_step:int = 1 # the depth stream of step 1 or 2 teaches
     connection:str|None = None # None = the default of the stream, 'none' = off
-    unlabelled:bool = False # step 3 and the student baseline also learn from clips of split 'unlabelled': soft labels and features there, hard labels on the labelled clips
+    unlabelled:bool = False # step 3 and the student baseline also learn from clips of split 'unlabelled', without hard labels there
 
 PRESETS = {
     'embedded': Garcia2018(),
-    'released-code': Garcia2018(stream='resnet50', weights='IMAGENET1K_V1', epochs=40, fine=1., distil=1., long=4., lr=1e-3, fine_lr=1., wd=0., warmup=0., bs=5, clip_len=5, sampling='coin',
-                                size=224, crop=None, inputs='imagenet', features=.005, t2=False, standardize=False, teacher_step=2, connection='none')}
+    'released-code': Garcia2018(stream='resnet50', weights='IMAGENET1K_V1', epochs=40, fine=1., distil=1., long=4., lr=1e-3, fine_lr=1., wd=0., warmup=0.,
+                                bs=5, clip_len=5, sampling='coin', size=224, crop=None, inputs='imagenet', features=.005, t2=False, standardize=False,
+                                teacher_step=2, connection='none')}
 
 # %% ../nbs/03a_recipes.ipynb #b20f60ae
 def _stream(c, dls):
@@ -95,7 +96,8 @@ def _fusion_helps(name, needs):
         if not n or accuracy is None: return []
         best = max(records[k]['valid']['top1'] for k in needs)
         noise = 2*(max(best*(1 - best), .01)/n)**.5
-        return [f'fused accuracy {accuracy:.2f} is below the better stream ({best:.2f}) by more than noise: lower fine_lr'] if accuracy < best - noise else []
+        if accuracy >= best - noise: return []
+        return [f'fused accuracy {accuracy:.2f} is below the better stream ({best:.2f}) by more than noise: lower fine_lr']
     return check
 
 # %% ../nbs/03a_recipes.ipynb #7ba5afce
@@ -109,17 +111,20 @@ def garcia2018(
     S, D, both, E = c.student, c.teacher, _both(c), c.epochs
     alone = lambda m, dls: _learner(c, dls, _stream(c, dls))
     pairs = (lambda df: loaders(plain, df, (s, t), unlabelled=True)) if c.unlabelled else None
-    few = max(1, round(c.fine*E))
+    few, distil = max(1, round(c.fine*E)), max(1, round(c.distil*E))
+    selves = lambda m, dls: _taught(c, dls, Teacher(m[f'{S}+{S}']), (S,), hard=1.)
+    clips = lambda df: loaders(plain, df, (s,), unlabelled=True)
     steps = [
         Step(S, 1, (s,), (s,), E, alone),
         Step(D, 1, (t,), (t,), E, alone),
         Step(both, 2, (s, t), (s, t), few, lambda m, dls: _learner(c, dls, _pair(c, m, S, D), c.fine_lr), (S, D), checks=_fusion_helps(both, (S, D))),
-        Step('hallucination', 3, (s, t), (s,), max(1, round(c.distil*E)), lambda m, dls: _hallucinate(c, m, dls), (D, both), pairs),
+        Step('hallucination', 3, (s, t), (s,), distil, lambda m, dls: _hallucinate(c, m, dls), (D, both), pairs),
         Step(f'{S}+hallucination-mean', 0, (s,), (s,), 0, _mean(S, 'hallucination'), (S, 'hallucination')),
-        Step(f'{S}+hallucination', 4, (s,), (s,), few, lambda m, dls: _learner(c, dls, _pair(c, m, S, 'hallucination'), c.fine_lr), (S, 'hallucination')),
+        Step(f'{S}+hallucination', 4, (s,), (s,), few, lambda m, dls: _learner(c, dls, _pair(c, m, S, 'hallucination'), c.fine_lr),
+             (S, 'hallucination')),
         *_ensemble(s, alone, f'{S}-long', f'{S}+{S}', max(1, round(c.long*E))),
-        Step('student', 0, (s, t), (s,), max(1, round(c.distil*E)), lambda m, dls: _taught(c, dls, Teacher(m[S], m[D]), (S, D)), (S, D), pairs),
-        *(_ensemble(s, lambda m, dls: _taught(c, dls, Teacher(m[f'{S}+{S}']), (S,), hard=1.), f'{S}-self', f'{S}+{S}-self', max(1, round(c.distil*E)), (f'{S}+{S}',), lambda df: loaders(plain, df, (s,), unlabelled=True)) if c.unlabelled else []),
+        Step('student', 0, (s, t), (s,), distil, lambda m, dls: _taught(c, dls, Teacher(m[S], m[D]), (S, D)), (S, D), pairs),
+        *(_ensemble(s, selves, f'{S}-self', f'{S}+{S}-self', distil, (f'{S}+{S}',), clips) if c.unlabelled else []),
         *(_ensemble(s, alone, f'{S}-saturated', f'{S}+{S}-saturated', round(c.saturate*E)) if c.saturate else [])]
     return [replace(step, fit=partial(fit, warmup=c.warmup)) for step in steps]
 
@@ -137,7 +142,8 @@ def run(
     return run_steps(df, out, c, garcia2018(c), 'garcia2018', only, data, cbs)
 
 def _check_unlabelled(df, signals):
-    if not (df.split == 'unlabelled').any(): raise ProtocolError("unlabelled=True, but no clip has the split 'unlabelled'; see `runs.few_labels`, or leave it off")
+    if not (df.split == 'unlabelled').any():
+        raise ProtocolError("unlabelled=True, but no clip has the split 'unlabelled'; see `runs.few_labels`, or leave it off")
     check_index(df[df.split == 'unlabelled'], signals)
 
 # %% ../nbs/03a_recipes.ipynb #329bf824
