@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .core import INK, DataError, Modality, Signal, atomic, progress as progress_bar, signal
 from .datasets.own import signals_of
@@ -66,7 +67,8 @@ def _sides(df:pd.DataFrame)->pd.Series: # 'train' | 'valid' | 'test' | ''
 # %% ../nbs/01e_doctor.ipynb #e8f08ee0
 def _check_ids(df:pd.DataFrame)->Iterator[Fault]:
     "Identity: `clip_id` must be there and be unique"
-    if df.clip_id.isna().any(): yield Fault('error', 'duplicate id', '', '', f'{df.clip_id.isna().sum()} clip(s) have no clip_id; give each a name')
+    nameless = df.clip_id.isna().sum()
+    if nameless: yield Fault('error', 'duplicate id', '', '', f'{nameless} clip(s) have no clip_id; give each a name')
     for c, n in df.clip_id[df.clip_id.duplicated(keep=False)].value_counts(sort=False).items():
         yield Fault('error', 'duplicate id', str(c), '', f'{n} rows have this clip_id; keep one, or rename the others')
 
@@ -79,15 +81,24 @@ def _check_labels(df:pd.DataFrame)->Iterator[Fault]:
     "Labels: whole numbers from 0 without a gap, one name each"
     known = df[df.split != 'unlabelled'] if 'split' in df else df
     bad = ~_is_label(known.label)
-    for c, v in zip(known.clip_id[bad], known.label[bad]): yield Fault('error', 'label', str(c), '', f'label {v}; expected 0, 1, 2, ..., or the split unlabelled')
+    for c, v in zip(known.clip_id[bad], known.label[bad]):
+        yield Fault('error', 'label', str(c), '', f'label {v}; expected 0, 1, 2, ..., or the split unlabelled')
     there = set(known.label[~bad].astype(int))
     if gap := sorted(set(range(max(there, default=-1) + 1)) - there):
-        yield Fault('warning', 'label gap', '', '', f'no clip has label {", ".join(map(str, gap[:5]))}{" ..." if len(gap) > 5 else ""} ({len(gap)} of {max(there) + 1}); a network would get outputs that nothing trains')
-    if 'action' not in df: return
-    for a, b, what in (('action', 'label', 'labels'), ('label', 'action', 'actions')):
-        for v, g in known[~bad & known.action.notna()].groupby(a)[b]:
-            if g.nunique() > 1: yield Fault('error', 'class names', '', '', f'{a} {v!r} has {g.nunique()} {what}: {", ".join(map(str, sorted(g.unique(), key=str)[:4]))}; make them one')
+        first = ', '.join(map(str, gap[:5])) + (' ...' if len(gap) > 5 else '')
+        yield Fault('warning', 'label gap', '', '',
+                    f'no clip has label {first} ({len(gap)} of {max(there) + 1}); a network would get outputs that nothing trains')
+    if 'action' in df: yield from _check_names(known[~bad & known.action.notna()])
 
+def _check_names(df:pd.DataFrame)->Iterator[Fault]:
+    "One label for each action, one action for each label"
+    for a, b, what in (('action', 'label', 'labels'), ('label', 'action', 'actions')):
+        for v, g in df.groupby(a)[b]:
+            if g.nunique() < 2: continue
+            several = ', '.join(map(str, sorted(g.unique(), key=str)[:4]))
+            yield Fault('error', 'class names', '', '', f'{a} {v!r} has {g.nunique()} {what}: {several}; make them one')
+
+# %% ../nbs/01e_doctor.ipynb #042c6660
 def _check_splits(df:pd.DataFrame)->Iterator[Fault]:
     "Splits that exist, and classes on both sides"
     if 'split' not in df: return
@@ -97,10 +108,13 @@ def _check_splits(df:pd.DataFrame)->Iterator[Fault]:
     labelled = df.assign(_side=side)[(df.split != 'unlabelled') & _is_label(df.label)]
     trained, tested = (labelled[labelled._side.isin(s)].groupby('label').size() for s in (('train',), ('valid', 'test')))
     if not len(trained) or not len(tested): return
-    for k, n in tested[~tested.index.isin(trained.index)].items(): yield Fault('error', 'class missing', '', '', f'label {k}: {n} clip(s) to test and none to train on; the split or the labels are wrong')
+    for k, n in tested[~tested.index.isin(trained.index)].items():
+        yield Fault('error', 'class missing', '', '',
+                    f'label {k}: {n} clip(s) to test and none to train on; the split or the labels are wrong')
     tested = labelled[labelled._side == 'test'].label
-    for k, n in trained[~trained.index.isin(tested)].items():
-        if len(tested): yield Fault('warning', 'class missing', '', '', f'label {k}: {n} clip(s) to train on and none to test; its accuracy will not be known')
+    for k, n in trained[~trained.index.isin(tested)].items() if len(tested) else ():
+        yield Fault('warning', 'class missing', '', '',
+                    f'label {k}: {n} clip(s) to train on and none to test; its accuracy will not be known')
 
 # %% ../nbs/01e_doctor.ipynb #5fbea894
 def _check_counts(
@@ -110,11 +124,15 @@ def _check_counts(
     "Clips found against clips published; `DataError` when the table has no such columns"
     if published is None: return
     columns = ['found'] if 'found' in published else [k for k in keys if k in published]
-    if 'published' not in published or not columns: raise DataError(f'published has the columns {", ".join(map(str, published))}; expected published and found, as check_counts of the data sets returns')
+    if 'published' not in published or not columns:
+        raise DataError(f'published has the columns {", ".join(map(str, published))}; '
+                        'expected published and found, as check_counts of the data sets returns')
     for name, row in published.iterrows():
         part = ' '.join(map(str, name)) if isinstance(name, tuple) else name
         for c in columns:
-            if row[c] != row.published: yield Fault('warning', 'counts', '', '' if c == 'found' else c, f'{part}: {row[c]:,.0f} found, {row.published:,.0f} published; the result cannot be compared with published ones')
+            if row[c] == row.published: continue
+            yield Fault('warning', 'counts', '', '' if c == 'found' else c,
+                        f'{part}: {row[c]:,.0f} found, {row.published:,.0f} published; the result cannot be compared with published ones')
 
 # %% ../nbs/01e_doctor.ipynb #9f11fd7b
 def _path_of(value)->str: # '' = none
@@ -140,8 +158,12 @@ def _check_paths(
     "Every clip has a path, and something is there; where a signal may be missing, that is a warning"
     there = {}
     for c, path, need in zip(df.clip_id, map(_path_of, df[s.key]), [True]*len(df) if needed is None else needed):
-        if not path: yield Fault('error' if need else 'warning', 'no path', str(c), s.key, f'no {s.key}; leave the clip out, or the signal' if need else f'no {s.key}; the clip can be used without it (name the signals you need to make this an error)')
-        elif not there.setdefault(path, _exists(path)): yield Fault('error', 'no file', str(c), s.key, f'{path}: no such file or folder; correct the path or copy it here')
+        if not path and need: yield Fault('error', 'no path', str(c), s.key, f'no {s.key}; leave the clip out, or the signal')
+        elif not path:
+            yield Fault('warning', 'no path', str(c), s.key,
+                        f'no {s.key}; the clip can be used without it (name the signals you need to make this an error)')
+        elif not there.setdefault(path, _exists(path)):
+            yield Fault('error', 'no file', str(c), s.key, f'{path}: no such file or folder; correct the path or copy it here')
 
 # %% ../nbs/01e_doctor.ipynb #94fabff2
 def _out_of_place(df:pd.DataFrame, column:str, here:pd.Series)->Iterator[tuple]: # (rows out of place, value, rows here, rows elsewhere)
@@ -166,7 +188,8 @@ def _check_shared(
     if column != 'subject': lines.append(('warning', (side == 'valid')[side != 'test'], df[side != 'test']))
     for severity, here, part in lines:
         for rows, v, a, b in _out_of_place(part, column, here):
-            for c in rows.clip_id: yield Fault(severity, check, str(c), '', f'{column} {v} has {len(a)} clip(s) in {side[a.index[0]]} and {len(b)} in {side[b.index[0]]}; keep to one side')
+            both = f'{column} {v} has {len(a)} clip(s) in {side[a.index[0]]} and {len(b)} in {side[b.index[0]]}'
+            for c in rows.clip_id: yield Fault(severity, check, str(c), '', f'{both}; keep to one side')
 
 # %% ../nbs/01e_doctor.ipynb #3bb87ad7
 @dataclass(frozen=True)
@@ -193,8 +216,12 @@ def _check_pictures(files:Sequence[str], modality:Modality)->Iterator[tuple]: # 
             if not {'PNG': b'IEND', 'JPEG': b'\xff\xd9'}.get(picture.format, b'') in end: cut.append(f)
         except (OSError, SyntaxError, ValueError): cut.append(f)
     if cut: yield 'error', 'unreadable', f'{cut[0]}: truncated or not a picture ({len(cut)} of {len(files)}); copy it again'
-    if shallow: yield 'error', '8-bit depth', f'{shallow[0]}: 8 bits per pixel ({len(shallow)} of {len(files)}), expected 16-bit millimetres; take the original files'
-    if len(sizes) > 1: yield 'error', 'size', f'{list(sizes.values())[1]}: {" and ".join(f"{w}x{h}" for w, h in list(sizes)[:3])} px in one clip; expected one size'
+    if shallow:
+        yield ('error', '8-bit depth', f'{shallow[0]}: 8 bits per pixel ({len(shallow)} of {len(files)}), expected 16-bit millimetres; '
+               'take the original files')
+    if len(sizes) > 1:
+        found = ' and '.join(f'{w}x{h}' for w, h in list(sizes)[:3])
+        yield 'error', 'size', f'{list(sizes.values())[1]}: {found} px in one clip; expected one size'
 
 # %% ../nbs/01e_doctor.ipynb #26bd2a14
 def _missing_numbers(files:Sequence[str])->tuple: # (numbers that no file has, files before the first gap)
@@ -253,8 +280,12 @@ def _examine_file(job:tuple, deep:bool=False)->_Facts: # job: path, modality
         if not modality.is_image: return _Facts(track_length(path, modality))
         shape = frame_shape(path, modality)
         return _Facts(shape[0], frame_rate(path), (), _empty_frames(path, modality, shape) if deep else (), *(_gaps(path) if pictures else ()))
-    except DataError as e: return _Facts(faults=(('error', '8-bit depth' if modality.key == 'depth' and 'uint8' in str(e) else 'unreadable', str(e)),))
-    except Exception as e: return _Facts(faults=(('error', 'unreadable', f'{path}: cannot be read ({type(e).__name__}: {str(e).strip().splitlines()[-1][:80] if str(e).strip() else ""}); copy it again'),))
+    except DataError as e:
+        check = '8-bit depth' if modality.key == 'depth' and 'uint8' in str(e) else 'unreadable'
+        return _Facts(faults=(('error', check, str(e)),))
+    except Exception as e:
+        last = str(e).strip().splitlines()[-1][:80] if str(e).strip() else ''
+        return _Facts(faults=(('error', 'unreadable', f'{path}: cannot be read ({type(e).__name__}: {last}); copy it again'),))
 
 # %% ../nbs/01e_doctor.ipynb #8eb75d31
 def _cores()->int:
@@ -285,43 +316,55 @@ def _lengths(df:pd.DataFrame, s:Signal, facts:dict, whole:bool=False)->np.ndarra
     paths = [_path_of(p) for p in df[s.key]]
     found = [f.length + len(f.missing)*whole for f in (facts.get((p, s.modality.key), _Facts()) for p in paths)]
     shared = [_shared_frames(v) if '*' in p else 0 for p, v in zip(paths, df.numbers)] if 'numbers' in df else [0]*len(df)
-    return np.array([(k or n) or np.nan for k, n in zip(shared, found)], float)
+    return np.array([(k or n) if n else np.nan for k, n in zip(shared, found)], float)
 
 def _windows(df:pd.DataFrame, n:np.ndarray)->tuple: # start, stop [N]
     "Segments as given, else the whole file"
     start, stop = _given('start', df), _given('stop', df)
     return np.where(np.isnan(start), 0, start), np.where(np.isnan(stop), n, stop)
 
+# %% ../nbs/01e_doctor.ipynb #05dc3b61
 def _check_segments(df:pd.DataFrame, s:Signal, facts:dict, clip_len:int)->Iterator[Fault]:
     "Segments inside the file, and long enough"
     n = _lengths(df, s, facts)
     for c, a, b, k in zip(df.clip_id, *_windows(df, n), n):
         if np.isnan(k): continue
-        if not 0 <= a < b <= k: yield Fault('error', 'segment', str(c), s.key, f'frames [{a:g}, {b:g}) of a file that has {k:g}; correct start and stop')
-        elif b - a < clip_len: yield Fault('error', 'short', str(c), s.key, f'{b - a:g} frame(s), {clip_len} are needed; lower clip_len or leave the clip out')
+        if not 0 <= a < b <= k:
+            yield Fault('error', 'segment', str(c), s.key, f'frames [{a:g}, {b:g}) of a file that has {k:g}; correct start and stop')
+        elif b - a < clip_len:
+            yield Fault('error', 'short', str(c), s.key, f'{b - a:g} frame(s), {clip_len} are needed; lower clip_len or leave the clip out')
 
+# %% ../nbs/01e_doctor.ipynb #7bd000aa
 def _check_empty(df:pd.DataFrame, s:Signal, ref:Signal, facts:dict)->Iterator[Fault]:
     "Empty frames inside the segments; an error where there are no others"
     n, n_ref = _lengths(df, s, facts), _lengths(df, ref, facts)
     start, stop = _windows(df, n_ref)
     scale = np.where(np.isnan(n_ref), 1, n/n_ref)
+    what = 'have no reading' if s.modality.key == 'depth' else 'are of one colour'
     for c, p, a, b in zip(df.clip_id, map(_path_of, df[s.key]), np.floor(start*scale), np.ceil(stop*scale)):
         k = sum(a <= i < b for i in facts.get((p, s.modality.key), _Facts()).empty)
-        if k: yield Fault('error' if k >= b - a else 'warning', 'empty', str(c), s.key, f'{p}: {k} of {b - a:g} frames ' + ('have no reading' if s.modality.key == 'depth' else 'are of one colour') + '; a covered lens, or a damaged file')
+        if k:
+            yield Fault('error' if k >= b - a else 'warning', 'empty', str(c), s.key,
+                        f'{p}: {k} of {b - a:g} frames {what}; a covered lens, or a damaged file')
 
+# %% ../nbs/01e_doctor.ipynb #c6dc7b76
 def _check_gaps(df:pd.DataFrame, signals:Sequence[Signal], ref:Signal, facts:dict)->Iterator[Fault]:
-    "Missing pictures before the end of the clip, unless the column `numbers` says which to read; a warning where all picture folders of a clip lack the same, and so still fit together"
+    """Missing pictures before the end of the clip, unless the column `numbers` says which to read;
+    a warning where all picture folders of a clip lack the same, and so still fit together"""
     images, n_ref = [s for s in signals if s.modality.is_image], _lengths(df, ref, facts)
     stop = _windows(df, n_ref)[1]
     listed = [isinstance(v, str) and v != '' for v in df.numbers] if 'numbers' in df else [False]*len(df)
-    for s in images:
+    for at, s in enumerate(images):
         for c, row, b, k, skip in zip(df.clip_id, df[[i.key for i in images]].itertuples(index=False, name=None), stop, n_ref, listed):
             all_facts = [facts.get((_path_of(p), i.modality.key), _Facts()) for p, i in zip(row, images)]
-            path, f = _path_of(row[images.index(s)]), all_facts[images.index(s)]
+            path, f = _path_of(row[at]), all_facts[at]
             if not f.missing or skip and '*' in path or not np.isnan(k) and f.gap_at >= b*f.length/k: continue
             rest = [o.missing for o in all_facts if o.length]
             same = len(rest) > 1 and len(set(rest)) == 1
-            yield Fault('warning' if same else 'error', 'frame gap', str(c), s.key, f'{path}: no picture {_runs(f.missing)} ({len(f.missing)} missing); ' + ('all signals lack the same, time jumps there' if same else 'all later frames come too early; copy them again, or list the shared ones in the column numbers'))
+            what = ('all signals lack the same, time jumps there' if same else
+                    'all later frames come too early; copy them again, or list the shared ones in the column numbers')
+            yield Fault('warning' if same else 'error', 'frame gap', str(c), s.key,
+                        f'{path}: no picture {_runs(f.missing)} ({len(f.missing)} missing); {what}')
 
 # %% ../nbs/01e_doctor.ipynb #6dc6b746
 def _odd_lengths(
@@ -346,12 +389,14 @@ def _odd_lengths(
 
 def _check_durations(df:pd.DataFrame, s:Signal, ref:Signal, facts:dict)->Iterator[Fault]:
     "Clips in which a signal does not last as long as the reference"
-    (n, r), (n_ref, r_ref) = ((_lengths(df, t, facts, whole=True), np.array([facts.get((_path_of(p), t.modality.key), _Facts()).rate for p in df[t.key]])) for t in (s, ref))
+    def rates(t): return np.array([facts.get((_path_of(p), t.modality.key), _Facts()).rate for p in df[t.key]])
+    (n, r), (n_ref, r_ref) = ((_lengths(df, t, facts, whole=True), rates(t)) for t in (s, ref))
     weight = _odd_lengths(n, n_ref, r, r_ref)
     for i in np.flatnonzero(weight != ''):
         seconds = f' ({n[i]/r[i]:.2f} s and {n_ref[i]/r_ref[i]:.2f} s)' if not np.isnan(r[i]*r_ref[i]) else ''
         unit = {'audio': 'ms', 'series': 'samples'}.get(s.modality.kind, 'frames')
-        yield Fault(str(weight[i]), 'duration', str(df.clip_id.iloc[i]), s.key, f'{n[i]:g} {unit} of {s.key}, {n_ref[i]:g} of {ref.key}{seconds}: they do not last equally long; part of one is missing')
+        yield Fault(str(weight[i]), 'duration', str(df.clip_id.iloc[i]), s.key,
+                    f'{n[i]:g} {unit} of {s.key}, {n_ref[i]:g} of {ref.key}{seconds}: they do not last equally long; part of one is missing')
 
 # %% ../nbs/01e_doctor.ipynb #3aad8952
 def _parts(path:str)->tuple: # files
@@ -400,18 +445,26 @@ def _check_copies(df:pd.DataFrame, s:Signal, content:pd.Series)->Iterator[Fault]
     for _, g in t[t.duplicated(['content', 'a', 'b'], keep=False)].groupby(['content', 'a', 'b'], sort=False):
         first, *others = g.iloc[np.argsort(g.side.map(_KEEP).to_numpy(), kind='stable')].itertuples()
         for x in others:
-            grave = f', with the labels {first.label} and {x.label}' if x.label != first.label else f', which is in {first.side}' if x.side != first.side else ''
-            yield Fault('error' if grave else 'warning', 'same content', str(x.clip_id), s.key, f'the same {s.key} as clip {first.clip_id}{grave}; leave one out')
+            grave = ''
+            if x.label != first.label: grave = f', with the labels {first.label} and {x.label}'
+            elif x.side != first.side: grave = f', which is in {first.side}'
+            yield Fault('error' if grave else 'warning', 'same content', str(x.clip_id), s.key,
+                        f'the same {s.key} as clip {first.clip_id}{grave}; leave one out')
 
 def _check_overlap(df:pd.DataFrame, s:Signal, content:pd.Series)->Iterator[Fault]:
     "Segments of one recording that share frames across the split"
     start, stop = _windows(df, np.full(len(df), np.inf))
-    t = pd.DataFrame(dict(clip_id=df.clip_id, side=_sides(df), content=content, a=start, b=stop, rank=_sides(df).map(_KEEP))).dropna(subset=['content'])
+    side = _sides(df)
+    t = pd.DataFrame(dict(clip_id=df.clip_id, side=side, content=content, a=start, b=stop, rank=side.map(_KEEP))).dropna(subset=['content'])
     t = t[(t.side != '') & (t.groupby('content').side.transform('nunique') > 1)]
     for _, g in t.groupby('content', sort=False):
         for x in g.itertuples():
             meets = g[(g['rank'] < x.rank) & (g.a < x.b) & (g.b > x.a) & ~((g.a == x.a) & (g.b == x.b))]
-            if len(meets): yield Fault('error', 'overlap', str(x.clip_id), s.key, f'frames [{x.a:g}, {x.b:g}) in {x.side} overlap [{meets.a.iloc[0]:g}, {meets.b.iloc[0]:g}) of clip {meets.clip_id.iloc[0]} in {meets.side.iloc[0]}; leave one out')
+            if not len(meets): continue
+            other = meets.iloc[0]
+            yield Fault('error', 'overlap', str(x.clip_id), s.key,
+                        f'frames [{x.a:g}, {x.b:g}) in {x.side} overlap [{other.a:g}, {other.b:g}) of clip {other.clip_id} in {other.side}; '
+                        'leave one out')
 
 # %% ../nbs/01e_doctor.ipynb #62f1b3bf
 _SEVERITIES = ('error', 'warning')
@@ -432,7 +485,8 @@ class Report:
     def table(self)->pd.DataFrame:
         "One row per kind of fault: how many, in how many clips, and the first one in words"
         groups = self.faults.groupby(['severity', 'check', 'signal'], sort=False)
-        return groups.agg(faults=('message', 'size'), clips=('clip_id', lambda c: (c.unique() != '').sum()), first_clip=('clip_id', 'first'), example=('message', 'first')).reset_index()
+        clips = ('clip_id', lambda c: (c.unique() != '').sum())
+        return groups.agg(faults=('message', 'size'), clips=clips, first_clip=('clip_id', 'first'), example=('message', 'first')).reset_index()
 
     def summary(self)->str:
         "One line"
@@ -442,35 +496,45 @@ class Report:
             ids = self.faults.clip_id[self.faults.severity == s]
             where = [f'in {count(ids[ids != ""].nunique(), "clip")}']*bool((ids != '').any()) + ['of the index']*bool((ids == '').any())
             if len(ids): said.append(f'{count(len(ids), s)} {" and ".join(where)}')
-        return f'{self.clips} clips ({", ".join(map(str, self.signals)) or "no signals"}), looked at {self.looked}: {", ".join(said) or "nothing wrong"}'
-
-    def clean(self,
-        df:pd.DataFrame, # the index that was examined
-    )->pd.DataFrame: # a copy of the rows without an error
-        "Leave out clips with an error; faults of the index as a whole remain"
-        return df[~df.clip_id.astype(str).isin(self.faults.clip_id[self.faults.severity == 'error'])].copy()
-
-    def listing(self,
-        n:int|None=None, # at most so many, None = all
-    )->str: # one line per fault
-        "Every fault with its clip, as text"
-        return '\n'.join(f'  {r.severity:8} {r.check:15} {r.signal:9} {r.clip_id or "the index"}: {r.message}' for r in self.faults[:n].itertuples())
-
-    def write_html(self,
-        path:str|os.PathLike, # file to write
-    )->Path: # the file
-        "One page that works offline, written atomically: summary, all faults (the first 2,000), and the chart"
-        path = Path(path)
-        with atomic(path) as tmp: tmp.write_text(_page(self), encoding='utf-8')
-        return path
+        signals = ', '.join(map(str, self.signals)) or 'no signals'
+        return f'{self.clips} clips ({signals}), looked at {self.looked}: {", ".join(said) or "nothing wrong"}'
 
     def __str__(self):
         if len(self.faults) <= _FEW: return '\n'.join([self.summary(), *([self.listing()] if len(self.faults) else [])])
-        kinds = (f'  {r.severity:8} {r.check:15} {r.signal:9} {r.faults:>6}  {r.first_clip or "the index"}: {r.example}' for r in self.table().itertuples())
+        kinds = (f'  {r.severity:8} {r.check:15} {r.signal:9} {r.faults:>6}  {r.first_clip or "the index"}: {r.example}'
+                 for r in self.table().itertuples())
         return '\n'.join([self.summary(), *kinds, f'  the first of each kind; all {len(self.faults)} faults: report.faults'])
     def __repr__(self): return str(self)
     def _repr_html_(self): return _html(self)
-    def figure(self): "Plotly figure: faults by check and signal, errors solid, warnings hatched"; return _figure(self)
+
+# %% ../nbs/01e_doctor.ipynb #de265e2f
+@patch
+def listing(self:Report,
+    n:int|None=None, # at most so many, None = all
+)->str: # one line per fault
+    "Every fault with its clip, as text"
+    return '\n'.join(f'  {r.severity:8} {r.check:15} {r.signal:9} {r.clip_id or "the index"}: {r.message}' for r in self.faults[:n].itertuples())
+
+@patch
+def clean(self:Report,
+    df:pd.DataFrame, # the index that was examined
+)->pd.DataFrame: # a copy of the rows without an error
+    "Leave out clips with an error; faults of the index as a whole remain"
+    return df[~df.clip_id.astype(str).isin(self.faults.clip_id[self.faults.severity == 'error'])].copy()
+
+@patch
+def write_html(self:Report,
+    path:str|os.PathLike, # file to write
+)->Path: # the file
+    "One page that works offline, written atomically: summary, all faults (the first 2,000), and the chart"
+    path = Path(path)
+    with atomic(path) as tmp: tmp.write_text(_page(self), encoding='utf-8')
+    return path
+
+@patch
+def figure(self:Report): # plotly.graph_objects.Figure
+    "Plotly figure: faults by check and signal, errors solid, warnings hatched"
+    return _figure(self)
 
 # %% ../nbs/01e_doctor.ipynb #65601585
 _COLOURS = INK[:6]
@@ -480,13 +544,19 @@ def _rows(rows:Sequence[tuple], head:Sequence[str])->str: # HTML
     "A table, escaped; rows of (severity, check, ..., message)"
     from html import escape
     style = 'style="text-align:left;vertical-align:top;white-space:nowrap;padding:2px 10px 2px 0"'
-    cells = lambda r: ''.join(f'<td {style}>{v}</td>' for v in (f'<span style="color:{_MARKS[r[0]]}">&#9679;</span> {r[0]}', f'<b title="{escape(CHECKS.get(r[1], ""), True)}">{escape(r[1])}</b>',
-                                                                 *(escape(str(v)) for v in r[2:-1]))) + f'<td style="text-align:left">{escape(r[-1])}</td>'
-    return f'<table><thead><tr>{"".join(f"<th {style}>{h}</th>" for h in head)}</tr></thead><tbody>{"".join(f"<tr>{cells(r)}</tr>" for r in rows)}</tbody></table>' if rows else ''
+    def cells(r):
+        severity, check, *more, message = r
+        shown = (f'<span style="color:{_MARKS[severity]}">&#9679;</span> {severity}',
+                 f'<b title="{escape(CHECKS.get(check, ""), True)}">{escape(check)}</b>', *(escape(str(v)) for v in more))
+        return ''.join(f'<td {style}>{v}</td>' for v in shown) + f'<td style="text-align:left">{escape(message)}</td>'
+    if not rows: return ''
+    top, body = ''.join(f'<th {style}>{h}</th>' for h in head), ''.join(f'<tr>{cells(r)}</tr>' for r in rows)
+    return f'<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
 
 def _fault_rows(report:Report, n:int)->str: # HTML
     "The first n faults, one by one"
-    return _rows([(f.severity, f.check, f.signal, f.clip_id or 'the index', f.message) for f in report.faults[:n].itertuples()], ('', 'check', 'signal', 'clip', 'what'))
+    rows = [(f.severity, f.check, f.signal, f.clip_id or 'the index', f.message) for f in report.faults[:n].itertuples()]
+    return _rows(rows, ('', 'check', 'signal', 'clip', 'what'))
 
 def _html(report:Report)->str: # without scripts
     "The summary and the faults, or where they are many the first of each kind, as notebooks show a report"
@@ -494,7 +564,8 @@ def _html(report:Report)->str: # without scripts
     head = f'<p>{escape(report.summary())}</p>'
     if len(report.faults) <= _FEW: return head + _fault_rows(report, _FEW)
     kinds = [(r.severity, r.check, r.signal, f'{r.faults:,}', r.first_clip or 'the index', r.example) for r in report.table().itertuples()]
-    return head + _rows(kinds, ('', 'check', 'signal', 'faults', 'first clip', 'for example')) + f'<p>the first of each kind; all {len(report.faults):,} faults: <code>report.faults</code></p>'
+    table = _rows(kinds, ('', 'check', 'signal', 'faults', 'first clip', 'for example'))
+    return f'{head}{table}<p>the first of each kind; all {len(report.faults):,} faults: <code>report.faults</code></p>'
 
 def _page(report:Report)->str: # a whole HTML document
     "Title, summary, faults and chart; nothing is loaded from elsewhere"
@@ -502,8 +573,11 @@ def _page(report:Report)->str: # a whole HTML document
     n, title = len(report.faults), f'What the doctor found in {report.clips:,} clips'
     more = f'<p>the first {_PAGE:,} of {n:,} faults</p>' if n > _PAGE else ''
     chart = report.figure().to_html(full_html=False, include_plotlyjs=True) if n else ''
-    return f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>body{{font:14px sans-serif;margin:24px}}</style></head>\n<body><h1>{escape(title)}</h1>\n<p>{escape(report.summary())}</p>\n{chart}\n{more}{_fault_rows(report, _PAGE)}\n</body></html>\n'
+    style = '<style>body{font:14px sans-serif;margin:24px}</style>'
+    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>{style}</head>\n'
+            f'<body><h1>{escape(title)}</h1>\n<p>{escape(report.summary())}</p>\n{chart}\n{more}{_fault_rows(report, _PAGE)}\n</body></html>\n')
 
+# %% ../nbs/01e_doctor.ipynb #251e26b8
 def _figure(report:Report): # plotly.graph_objects.Figure
     "Bars of faults"
     import plotly.graph_objects as go
@@ -512,18 +586,23 @@ def _figure(report:Report): # plotly.graph_objects.Figure
     fig = go.Figure()
     for (name, severity), g in t.groupby(['signal', 'severity'], sort=True):
         shade = dict(color=_COLOURS[names.index(name) % len(_COLOURS)], pattern=dict(shape='/' if severity == 'warning' else '', fgcolor='white'))
-        fig.add_bar(y=g.check, x=g.faults, orientation='h', name=f'{name or "index"}, {severity}', marker=shade, text=g.faults, textposition='auto', textangle=0, customdata=np.c_[g.first_clip, g.example],
+        fig.add_bar(y=g.check, x=g.faults, orientation='h', name=f'{name or "index"}, {severity}', marker=shade,
+                    text=g.faults, textposition='auto', textangle=0, customdata=np.c_[g.first_clip, g.example],
                     hovertemplate='%{y}: %{x}<br>%{customdata[0]} %{customdata[1]}<extra>%{fullData.name}</extra>')
-    fig.update_layout(barmode='stack', showlegend=True, template='plotly_white', height=140 + 32*max(1, len(checks)), width=760, legend=dict(traceorder='normal'), margin=dict(l=10, r=10, t=50, b=40),
-                      title=dict(text=report.summary(), font_size=13), xaxis=dict(title='faults', rangemode='tozero', dtick=1 if t.groupby('check').faults.sum().max() < 10 else None),
+    few = t.groupby('check').faults.sum().max() < 10
+    fig.update_layout(barmode='stack', showlegend=True, template='plotly_white', height=140 + 32*max(1, len(checks)), width=760,
+                      legend=dict(traceorder='normal'), margin=dict(l=10, r=10, t=50, b=40),
+                      title=dict(text=report.summary(), font_size=13), xaxis=dict(title='faults', rangemode='tozero', dtick=1 if few else None),
                       yaxis=dict(categoryorder='array', categoryarray=checks[::-1], automargin=True))
     return fig
 
 # %% ../nbs/01e_doctor.ipynb #997d41c0
 def _name_faults(df:pd.DataFrame, signals:Sequence[Signal], published:pd.DataFrame|None, named:bool)->list: # of Fault
     "Everything the index alone tells, files that are not there included"
-    needed = [named or not any(map(_path_of, row)) for row in df[[s.key for s in signals]].itertuples(index=False, name=None)] if signals else []
-    return [*_check_counts(published, [s.key for s in signals]), *_check_ids(df), *_check_labels(df), *_check_splits(df), *(f for s in signals for f in _check_paths(df, s, needed))]
+    keys = [s.key for s in signals]
+    needed = [named or not any(map(_path_of, row)) for row in df[keys].itertuples(index=False, name=None)] if signals else []
+    return [*_check_counts(published, keys), *_check_ids(df), *_check_labels(df), *_check_splits(df),
+            *(f for s in signals for f in _check_paths(df, s, needed))]
 
 def _file_faults(df:pd.DataFrame, signals:Sequence[Signal], ref:Signal|None, facts:dict, clip_len:int)->list: # of Fault
     "Everything the files tell"
@@ -531,7 +610,8 @@ def _file_faults(df:pd.DataFrame, signals:Sequence[Signal], ref:Signal|None, fac
              for severity, check, message in facts.get((p, s.modality.key), _Facts()).faults]
     if ref is None: return found
     found += [*_check_gaps(df, signals, ref, facts), *_check_segments(df, ref, facts, clip_len)]
-    most = max((s for s in signals if s.modality.is_image), key=lambda s: np.isfinite(_lengths(df, s, facts)).sum())   # the first of those that most clips have
+    images = [s for s in signals if s.modality.is_image]
+    most = max(images, key=lambda s: np.isfinite(_lengths(df, s, facts)).sum())        # the first of those that most clips have
     for s in signals: found += [*(_check_durations(df, s, most, facts) if s != most else ()), *_check_empty(df, s, ref, facts)]
     return found
 
@@ -577,7 +657,7 @@ def examine(
     facts = _examine_files(df, signals, deep, progress, workers) if files or deep else {}
     if facts: found += _file_faults(df, signals, ref, facts, clip_len)
     found += _leaks(df, signals, ref, facts, disjoint)
-    order = {c: i for i, c in enumerate(CHECKS)}
-    keys = [s.key for s in signals]
-    found = sorted(dict.fromkeys(found), key=lambda f: (_SEVERITIES.index(f.severity), order.get(f.check, len(order)), keys.index(f.signal) if f.signal in keys else -1))
+    order, keys = {c: i for i, c in enumerate(CHECKS)}, [s.key for s in signals]
+    def rank(f): return _SEVERITIES.index(f.severity), order.get(f.check, len(order)), keys.index(f.signal) if f.signal in keys else -1
+    found = sorted(dict.fromkeys(found), key=rank)
     return Report(pd.DataFrame(found, columns=Fault._fields), len(df), signals, 'every frame' if deep else 'files' if files else 'names')
