@@ -391,6 +391,17 @@ def test_a_gap_in_a_pattern_unless_numbers_are_listed(df):
     assert 'frame gap' not in {f[0] for f in found(df, signals=['depth'])}
 
 
+def test_a_damaged_file_is_not_called_short_as_well(df):
+    "The column `numbers` says how many frames are shared, not that they can be read"
+    cut = frame(df, 3, 6)
+    df['depth'] = [f'{p}/Depth-*.png' for p in df.depth]
+    df['numbers'] = pd.Series([np.nan]*len(df), dtype=object)
+    df.loc[3, 'numbers'] = '1-5'
+    assert found(df, signals=['depth']) == [('short', 'error', df.clip_id[3], 'depth')]
+    cut.write_bytes(cut.read_bytes()[:-20])
+    assert found(df, signals=['depth']) == [('unreadable', 'error', df.clip_id[3], 'depth')]
+
+
 def test_the_same_gap_in_all_signals_keeps_them_together(df):
     df['mask'] = [p.replace('_depth', '_mask') for p in df.depth]
     for a, b in zip(df.depth, df['mask']):
