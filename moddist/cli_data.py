@@ -17,8 +17,8 @@ def _shard(text:str)->tuple[int, int]:
     "'3/16' -> (3, 16)"
     from moddist.core import DataError
     i, _, n = text.partition('/')
-    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)): raise DataError(f'--shard {text}: expected i/n with i from 0 to n - 1, as in 0/4')
-    return int(i), int(n)
+    if i.isdecimal() and n.isdecimal() and int(i) < int(n): return int(i), int(n)
+    raise DataError(f'--shard {text}: expected i/n with i from 0 to n - 1, as in 0/4')
 
 def _option(text:str):
     "'fold=0' -> ('fold', 0)"
@@ -30,6 +30,7 @@ def _option(text:str):
         except ValueError: pass
     return k, {'true': True, 'false': False, 'none': None}.get(v.lower(), v)
 
+# %% ../nbs/06a_cli_data.ipynb #86d6f364
 def _clips(what:str, protocol:Optional[str]=None, options=()):
     "The index a command speaks of, and the catalogue name it came from, if any"
     from moddist.catalogue import CATALOGUE, clip_index
@@ -37,7 +38,8 @@ def _clips(what:str, protocol:Optional[str]=None, options=()):
     from moddist.datasets import own
     if what in CATALOGUE: return clip_index(what, None, protocol, **dict(map(_option, options))), what
     path = Path(what).expanduser()
-    if not path.exists(): raise DataError(f'{what}: no such file or folder, and no data set of that name; the names are {", ".join(CATALOGUE)}')
+    if not path.exists():
+        raise DataError(f'{what}: no such file or folder, and no data set of that name; the names are {", ".join(CATALOGUE)}')
     return (own.read_index if path.is_file() and own.is_index(path) else own.index)(path), None
 
 def _signals(text:str, df=None): # names; of an index, rgb and depth where it has them, if none are named
@@ -45,18 +47,41 @@ def _signals(text:str, df=None): # names; of an index, rgb and depth where it ha
     return tuple(s for s in ('rgb', 'depth') if s in df and df[s].notna().any()) or ('rgb',)
 
 # %% ../nbs/06a_cli_data.ipynb #f66e112e
-app = typer.Typer(name='data', help='Clips in: list, index, doctor, prepare, verify, make, show, card.', epilog='Examples:  moddist data index own clips --out clips.csv  |  moddist data doctor clips.csv  |  moddist data prepare --help', no_args_is_help=True, rich_markup_mode=None, context_settings=dict(help_option_names=['-h', '--help']))
-Clips = Annotated[str, typer.Argument(help='A CSV of `moddist data index`, a folder of your own clips, or the name of a data set whose root is in settings.ini.', metavar='CLIPS')]
+app = typer.Typer(
+    name='data', help='Clips in: list, index, doctor, prepare, verify, make, show, card.', no_args_is_help=True, rich_markup_mode=None,
+    epilog='Examples:  moddist data index own clips --out clips.csv  |  moddist data doctor clips.csv  |  moddist data prepare --help',
+    context_settings=dict(help_option_names=['-h', '--help']))
+
+Clips = Annotated[str, typer.Argument(metavar='CLIPS',
+    help='A CSV of `moddist data index`, a folder of your own clips, or the name of a data set whose root is in settings.ini.')]
 Protocol = Annotated[Optional[str], typer.Option(help='Evaluation protocol of a data set of the catalogue; default: its first.')]
 Options = Annotated[list[str], typer.Option('--option', help='name=value for the data set\'s index or split, e.g. fold=0. May be repeated.')]
 
+# %% ../nbs/06a_cli_data.ipynb #e09b4fb8
+def _skipped(found):
+    "Say which clips were left out, and why"
+    for clip_id, reason in found.attrs.get('skipped', ()): print(f'skipped {clip_id}: {reason}')
+
+def write_html(
+    figure, # of plotly
+    out:Path, # file to write
+)->None:
+    "Write a figure as one HTML file that works offline, atomically"
+    from moddist.core import atomic
+    with atomic(out) as tmp: figure.write_html(tmp, include_plotlyjs=True, auto_play=False)
+    print(f'wrote {out}')
+
+# %% ../nbs/06a_cli_data.ipynb #f9ecb71b
 @app.command('list', epilog='Example:  moddist data list')
 def _list():
     "The data sets moddist reads, their signals and protocols."
     from moddist.catalogue import CATALOGUE
-    for e in CATALOGUE.values(): print(f'{e.name:15} {e.title:40} {e.signals:28} {", ".join(e.protocols[:3])}{" ..." if len(e.protocols) > 3 else ""}')
+    for e in CATALOGUE.values():
+        print(f'{e.name:15} {e.title:40} {e.signals:28} {", ".join(e.protocols[:3])}{" ..." if len(e.protocols) > 3 else ""}')
 
-@app.command('index', epilog='Examples:  moddist data index ntu /data/ntu --protocol cross-view --out ntu.csv  |  moddist data index own clips --group subject --out clips.csv')
+# %% ../nbs/06a_cli_data.ipynb #9bb91d33
+@app.command('index', epilog='Examples:  moddist data index ntu /data/ntu --protocol cross-view --out ntu.csv  |  '
+                             'moddist data index own clips --group subject --out clips.csv')
 def _index(
     name:Annotated[str, typer.Argument(help='A data set of the catalogue (moddist data list), or own.')],
     root:Annotated[Optional[Path], typer.Argument(help='Its folder; for own also a CSV. Default: the root in settings.ini.')]=None,
@@ -69,14 +94,18 @@ def _index(
     from moddist.catalogue import clip_index, published_counts
     from moddist.datasets import own
     from moddist.core import DataError
-    if root and root.exists() and root.resolve() == out.resolve(): raise DataError(f'{out}: is the table that is read, and would be overwritten; choose another --out')
+    if root and root.exists() and root.resolve() == out.resolve():
+        raise DataError(f'{out}: is the table that is read, and would be overwritten; choose another --out')
     options = dict(map(_option, option)) | (dict(group=group) if group or name == 'own' else {})
     df = clip_index(name, root, protocol, **options)
-    print(f'{len(df)} clips, {df.label.nunique()} classes, {", ".join(f"{k} {n}" for k, n in df.split.value_counts().items())} -> {own.write_index(df, out)}')
+    splits = ', '.join(f'{k} {n}' for k, n in df.split.value_counts().items())
+    print(f'{len(df)} clips, {df.label.nunique()} classes, {splits} -> {own.write_index(df, out)}')
     counts = published_counts(name, df, protocol, **({} if 'annotations' not in options else dict(annotations=options['annotations'])))
     if counts is not None: print(counts.to_string())
 
-@app.command('doctor', epilog='Examples:  moddist data doctor clips.csv  |  moddist data doctor ntu --protocol cross-view --names-only  |  moddist data doctor clips.csv --deep --clean good.csv')
+# %% ../nbs/06a_cli_data.ipynb #093e14e0
+@app.command('doctor', epilog='Examples:  moddist data doctor clips.csv  |  moddist data doctor ntu --protocol cross-view --names-only  |  '
+                              'moddist data doctor clips.csv --deep --clean good.csv')
 def _doctor(
     clips:Clips,
     signals:Annotated[str, typer.Option(help='Which signals to examine, comma separated; default: every column with paths.')]='',
@@ -93,13 +122,16 @@ def _doctor(
     from moddist.datasets import own
     from moddist.doctor import examine
     df, name = _clips(clips, protocol, option)
-    report = examine(df, _signals(signals) or None, published_counts(name, df, protocol) if name else None, deep, files=not names_only, clip_len=clip_len)
+    counts = published_counts(name, df, protocol) if name else None
+    report = examine(df, _signals(signals) or None, counts, deep, files=not names_only, clip_len=clip_len)
     print(report)
     if html: print(f'wrote {report.write_html(html)}')
     if clean: print(f'wrote {own.write_index(report.clean(df), clean)}')
     if not report.ok: raise typer.Exit(1)
 
-@app.command('prepare', epilog='Examples:  moddist data prepare clips.csv --out store  |  moddist data prepare ntu --signals rgb,depth,skeleton --out store --shard 0/4')
+# %% ../nbs/06a_cli_data.ipynb #e991bde8
+@app.command('prepare', epilog='Examples:  moddist data prepare clips.csv --out store  |  '
+                               'moddist data prepare ntu --signals rgb,depth,skeleton --out store --shard 0/4')
 def _prepare(
     clips:Clips,
     out:Annotated[Optional[Path], typer.Option(help='Root of the store; default: the one in settings.ini.')]=None,
@@ -117,10 +149,12 @@ def _prepare(
     from moddist.store import prepare
     df, _ = _clips(clips, protocol, option)
     out = out or settings().path('store')
-    found = prepare(df, out, _signals(signals, df), short_side=short_side, pictures=pictures, shard=_shard(shard), workers=workers, on_error='skip' if skip_errors else 'error')
+    found = prepare(df, out, _signals(signals, df), short_side=short_side, pictures=pictures, shard=_shard(shard), workers=workers,
+                    on_error='skip' if skip_errors else 'error')
     _skipped(found)
     print(f'{len(found)} of {len(df)} clips are complete in {out}; train with the index {Path(out)/"index.csv"}')
 
+# %% ../nbs/06a_cli_data.ipynb #638bf130
 @app.command('verify', epilog='Example:  moddist data verify store')
 def _verify(store:Annotated[Path, typer.Argument(help='Root of a store.')]):
     "Compare every file of a store with its checksum. Exit code 1 when one differs."
@@ -129,7 +163,9 @@ def _verify(store:Annotated[Path, typer.Argument(help='Root of a store.')]):
     print(bad.to_string(index=False) if len(bad) else f'{store}: every file is as it was written')
     if len(bad): raise typer.Exit(1)
 
-@app.command('make', epilog='Examples:  moddist data make embedded --out data/embedded/seed-1 --seed 1  |  moddist data make flow clips.csv --out store  |  moddist data make flow clips.csv --method raft --weights raft_small.pth')
+# %% ../nbs/06a_cli_data.ipynb #d2386acc
+@app.command('make', epilog='Examples:  moddist data make embedded --out data/embedded/seed-1 --seed 1  |  moddist data make flow clips.csv --out store  |  '
+                            'moddist data make flow clips.csv --method raft --weights raft_small.pth')
 def _make(
     what:Annotated[str, typer.Argument(help='flow | motion | mask | pose: computed from clips you have. embedded: render the embedded set.')],
     clips:Annotated[Optional[str], typer.Argument(help='The clips, as for the other commands; not for embedded.')]=None,
@@ -152,10 +188,13 @@ def _make(
     from moddist.derive import derive
     if clips is None: raise DataError(f'moddist data make {what}: of which clips? Give a CSV, a folder, or the name of a data set')
     out = out or settings().path('store')
-    found = derive(_clips(clips)[0], what, out, source, method=method, weights=weights, shard=_shard(shard), on_error='skip' if skip_errors else 'error')
+    found = derive(_clips(clips)[0], what, out, source, method=method, weights=weights, shard=_shard(shard),
+                   on_error='skip' if skip_errors else 'error')
     _skipped(found)
-    print(f'{found[what].notna().sum()} of {len(found)} clips have {what}; index: {own.write_index(found, index or Path(out)/f"with-{what}.csv")}')
+    index = own.write_index(found, index or Path(out)/f'with-{what}.csv')
+    print(f'{found[what].notna().sum()} of {len(found)} clips have {what}; index: {index}')
 
+# %% ../nbs/06a_cli_data.ipynb #9a70226d
 @app.command('show', epilog='Example:  moddist data show clips.csv S001C001P001R001A001 --signals rgb,depth --overlays boxes --out clip.html')
 def _show(
     clips:Clips,
@@ -172,21 +211,9 @@ def _show(
     if len(rows) == 0: raise DataError(f'{clips}: no clip {clip!r} among {len(df)}; the first is {df.clip_id.iloc[0]!r}')
     write_html(show_clip(rows.iloc[0].to_dict(), _signals(signals, rows.iloc[:1]), _signals(overlays)), out)
 
+# %% ../nbs/06a_cli_data.ipynb #611e5a3e
 @app.command('card', epilog='Example:  moddist data card clips.csv --out card.html')
 def _card(clips:Clips, out:Annotated[Path, typer.Option(help='HTML file to write.')]=Path('card.html'), protocol:Protocol=None, option:Options=[]):
     "Classes, lengths, splits and signals of an index: one HTML file that works offline."
     from moddist.show import data_card
     write_html(data_card(_clips(clips, protocol, option)[0]), out)
-
-# %% ../nbs/06a_cli_data.ipynb #e09b4fb8
-def _skipped(found):
-    for clip_id, reason in found.attrs.get('skipped', ()): print(f'skipped {clip_id}: {reason}')
-
-def write_html(
-    figure, # of plotly
-    out:Path, # file to write
-)->None:
-    "Write a figure as one HTML file that works offline, atomically"
-    from moddist.core import atomic
-    with atomic(out) as tmp: figure.write_html(tmp, include_plotlyjs=True, auto_play=False)
-    print(f'wrote {out}')
