@@ -29,7 +29,8 @@ import torch
 from fastai.torch_core import TensorBase
 
 # %% ../nbs/00_core.ipynb #a09c2501
-OKABE_ITO = dict(blue='#0072B2', orange='#E69F00', vermillion='#D55E00', green='#009E73', sky='#56B4E9', purple='#CC79A7', black='#000000', grey='#777777')
+OKABE_ITO = dict(blue='#0072B2', orange='#E69F00', vermillion='#D55E00', green='#009E73', sky='#56B4E9', purple='#CC79A7',
+                 black='#000000', grey='#777777')
 INK = [OKABE_ITO[k] for k in ('blue', 'vermillion', 'green', 'purple', 'orange', 'sky', 'black')] # the order in which series take colours
 SPLIT_COLOURS = dict(train='#3b75af', valid='#efb74d', exemplar='#5a9367', test='#b4484a', unlabelled='#b0b0b0')
 
@@ -37,7 +38,8 @@ SPLIT_COLOURS = dict(train='#3b75af', valid='#efb74d', exemplar='#5a9367', test=
 class ModdistError(Exception):
     "Something a person can mend: the message is one line with the value met, what was expected, and what to do"
     def __init__(self, message:str=''):
-        if '\nOriginal Traceback' in message: message = message.strip().splitlines()[-1].partition(': ')[2] # raised anew by torch from a loader process
+        if '\nOriginal Traceback' in message: # raised anew by torch from a loader process
+            message = message.strip().splitlines()[-1].partition(': ')[2]
         super().__init__(message); self.message = message
     def __str__(self): return self.message # fastai rewrites `args` of errors raised inside callbacks; this line stays
 
@@ -116,7 +118,8 @@ def signal(
 # %% ../nbs/00_core.ipynb #337d1442
 class ClipTensor(TensorBase):
     "A clip `[C, T, H, W]` or a batch `[B, C, T, H, W]` in the dtype and unit of its modality"
-    def __reduce_ex__(self, protocol): return _as_clip, (self.as_subclass(torch.Tensor), type(self)) # torch sends plain uint16 between processes, not subclasses
+    def __reduce_ex__(self, protocol): # torch sends plain uint16 between processes, not subclasses
+        return _as_clip, (self.as_subclass(torch.Tensor), type(self))
 
 def _as_clip(x, cls): return x.as_subclass(cls)
 class RGBClip(ClipTensor): "uint8, 3 channels"
@@ -173,7 +176,8 @@ def atomic(
         if tmp.is_file(): tmp.chmod(0o666 & ~_MASK) # safetensors keeps what it writes to its owner
         os.replace(tmp, path)
     except Exception as e:
-        if getattr(e, 'errno', None) == 28 or 'No space left' in str(e): raise ModdistError(f'{path}: no space left on the disk; nothing was kept, free some space and run again') from e
+        if getattr(e, 'errno', None) == 28 or 'No space left' in str(e):
+            raise ModdistError(f'{path}: no space left on the disk; nothing was kept, free some space and run again') from e
         raise
     finally: shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
 
@@ -190,7 +194,9 @@ def read_state(
         state = torch.load(path, map_location='cpu', weights_only=True)
         if isinstance(state, dict): return dict(state.get('state_dict', state))
         raise TypeError(f'a {type(state).__name__}')
-    except Exception as e: raise ModelError(f'{path}: not a readable file of weights ({(str(e) or type(e).__name__).splitlines()[0][:100]}); expected a state dictionary, .pth or .safetensors') from None
+    except Exception as e:
+        why = (str(e) or type(e).__name__).splitlines()[0][:100]
+        raise ModelError(f'{path}: not a readable file of weights ({why}); expected a state dictionary, .pth or .safetensors') from None
 
 # %% ../nbs/00_core.ipynb #65203811
 def write_json(
@@ -205,7 +211,8 @@ def read_json(path:str|os.PathLike): # the parsed content
     "Read JSON; `DataError` names the file and the line where it breaks"
     try: return json.loads(Path(path).read_text())
     except FileNotFoundError: raise DataError(f'{path}: no such file') from None
-    except json.JSONDecodeError as e: raise DataError(f'{path}: not valid JSON at line {e.lineno} ({e.msg}); it may be cut off, make it again') from None
+    except json.JSONDecodeError as e:
+        raise DataError(f'{path}: not valid JSON at line {e.lineno} ({e.msg}); it may be cut off, make it again') from None
 
 # %% ../nbs/00_core.ipynb #cc6a9ca1
 def progress(
