@@ -262,6 +262,6 @@ def plot_clip(
     for ax, clip, s in zip(axes, clips, signals):
         ax.set_facecolor('0.6' if s.modality.is_image else 'w')
         _DRAW[s.modality.kind](ax, clip, s, np.unique(np.linspace(0, clip.shape[1] - 1, max_frames).astype(int)), ratio)
-        ax.set(xticks=[], yticks=[], ylabel=s.key)
+        ax.set(xticks=[], yticks=[], ylabel=s.key, anchor='W') # a colour bar would push its strip to the right
     axes[0].set_title(title, fontsize=10, loc='left')
     return axes[0].figure
