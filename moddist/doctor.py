@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from .clips import _fov
 from .core import INK, DataError, Modality, Signal, atomic, progress as progress_bar, signal
 from .datasets.own import signals_of
 from .files import flow_components, frame_files, frame_rate, frame_shape, read_frames
@@ -41,6 +42,7 @@ CHECKS = {
     'unreadable':     'a file that is damaged, truncated or not what it should be',
     '8-bit depth':    'depth in 256 steps: a picture of depth, no measurement',
     'size':           'frames of different size inside a clip',
+    'proportions':    'pictures of one clip that are not of one shape: read together, one is squeezed onto the other',
     'frame gap':      'numbers missing between the first and the last picture of a folder, so that all later frames come too early',
     'duration':       'signals of one clip that do not last equally long',
     'segment':        'start and stop outside the file',
@@ -201,6 +203,7 @@ class _Facts:
     empty:tuple = () # frames of one colour
     missing:tuple = () # numbers that no picture has, between the first and the last
     gap_at:int = 0 # frames before the first of them
+    size:tuple = (0, 0) # (height, width) of a picture, px
 
 def _check_pictures(files:Sequence[str], modality:Modality)->Iterator[tuple]: # (severity, check, message)
     "Headers and ends of all pictures of a folder, nothing decoded; one line per kind of fault"
@@ -279,7 +282,7 @@ def _examine_file(job:tuple, deep:bool=False)->_Facts: # job: path, modality
         if modality.kind == 'audio': return _Facts(_sound_length(path), 1000.)
         if not modality.is_image: return _Facts(track_length(path, modality))
         shape = frame_shape(path, modality)
-        return _Facts(shape[0], frame_rate(path), (), _empty_frames(path, modality, shape) if deep else (), *(_gaps(path) if pictures else ()))
+        return _Facts(shape[0], frame_rate(path), (), _empty_frames(path, modality, shape) if deep else (), *(_gaps(path) if pictures else ((), 0)), shape[1:])
     except DataError as e:
         check = '8-bit depth' if modality.key == 'depth' and 'uint8' in str(e) else 'unreadable'
         return _Facts(faults=(('error', check, str(e)),))
@@ -365,6 +368,23 @@ def _check_gaps(df:pd.DataFrame, signals:Sequence[Signal], ref:Signal, facts:dic
                     'all later frames come too early; copy them again, or list the shared ones in the column numbers')
             yield Fault('warning' if same else 'error', 'frame gap', str(c), s.key,
                         f'{path}: no picture {_runs(f.missing)} ({len(f.missing)} missing); {what}')
+
+# %% ../nbs/01e_doctor.ipynb #0845094b
+def _check_proportions(df:pd.DataFrame, s:Signal, ref:Signal, facts:dict)->Iterator[Fault]:
+    "Pictures whose shape, or that of the part in `*_fov`, is not that of the reference"
+    for row in df.to_dict('records'):
+        (h, w), (rh, rw) = (_shown(row, t, facts) for t in (s, ref))
+        if not h*w*rh*rw or abs(np.log(w*rh/(h*rw))) < np.log(1.05): continue
+        turned = (w - h)*(rw - rh) < 0
+        advice = ('one stands, the other lies; turn the files of one (a tag turns the video of a telephone, pictures have none)' if turned else
+                  f'read together, one is squeezed onto the other; give the part that both see as {s.key}_fov and {ref.key}_fov, unless it was stored squeezed')
+        yield Fault('error' if turned else 'warning', 'proportions', str(row['clip_id']), s.key, f'{s.key} shows {w}x{h} px, {ref.key} {rw}x{rh}: {advice}')
+
+def _shown(row, s, facts):
+    "(height, width) of what is read of a picture, px; (0, 0) = unknown"
+    size = facts.get((_path_of(row.get(s.key)), s.modality.key), _Facts()).size
+    y0, y1, x0, x1 = _fov(row, s.key, size) or (0, size[0], 0, size[1])
+    return y1 - y0, x1 - x0
 
 # %% ../nbs/01e_doctor.ipynb #6dc6b746
 def _odd_lengths(
@@ -612,7 +632,7 @@ def _file_faults(df:pd.DataFrame, signals:Sequence[Signal], ref:Signal|None, fac
     found += [*_check_gaps(df, signals, ref, facts), *_check_segments(df, ref, facts, clip_len)]
     images = [s for s in signals if s.modality.is_image]
     most = max(images, key=lambda s: np.isfinite(_lengths(df, s, facts)).sum())        # the first of those that most clips have
-    for s in signals: found += [*(_check_durations(df, s, most, facts) if s != most else ()), *_check_empty(df, s, ref, facts)]
+    for s in signals: found += [*(_check_durations(df, s, most, facts) if s != most else ()), *(_check_proportions(df, s, most, facts) if s in images and s != most else ()), *_check_empty(df, s, ref, facts)]
     return found
 
 def _leaks(df:pd.DataFrame, signals:Sequence[Signal], ref:Signal|None, facts:dict, disjoint:Sequence[str]|None)->list: # of Fault

@@ -167,6 +167,25 @@ def test_segments_of_one_recording(df):
     assert found(df, clip_len=4) == []
 
 
+def test_pictures_of_different_shape(df, tmp_path):
+    "A video that a tag turns beside depth that none turns; and two cameras of which one sees further, until the index says what both see"
+    av = pytest.importorskip('av', minversion='18')
+    i, r = df.index[2], rng('phone')
+    with av.open(str(tmp_path/'phone.mp4'), 'w') as box:
+        stream = box.add_stream('libx264rgb', rate=12, options={'qp': '0'})
+        stream.height, stream.width, stream.pix_fmt = 16, 20, 'rgb24'
+        stream.set_display_rotation(90)
+        for f in r.integers(30, 220, (12, 16, 20, 3), np.uint8): box.mux(stream.encode(av.VideoFrame.from_ndarray(f, 'rgb24')))
+        box.mux(stream.encode())
+    phone = df.assign(rgb=df.rgb.where(df.index != i, str(tmp_path/'phone.mp4')))
+    assert found(phone) == [('proportions', 'error', df.clip_id[i], 'depth')] and 'stands' in examine(phone, progress=False).faults.message[0]
+    wide = df.assign(rgb=df.rgb.where(df.index != i, str(write_video(tmp_path/'wide.mp4', r.integers(30, 220, (12, 16, 32, 3), np.uint8), fps=12))))
+    assert found(wide) == [('proportions', 'warning', df.clip_id[i], 'depth')]
+    both = wide.assign(rgb_fov=np.where(df.index == i, f'{6/32} 0 {26/32} 1', None))
+    assert found(both) == []
+    assert found(wide, files=False) == []
+
+
 def test_overlap_needs_a_shared_frame():
     t = pd.DataFrame(dict(clip_id=['a', 'b'], label=0, split=['train', 'test'], rgb='x.mp4', start=[0, 10], stop=[10, 20]))
     content = _contents(t, signal('rgb'), {})
