@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 from .core import ClipTensor, ModelError
 from .models import Stream, Tap, fold, read_weights, unfold
@@ -94,8 +95,10 @@ def head_list(
     if heads is None and num_classes is None: raise ModelError('a stream needs num_classes, or heads such as dict(verb=97, noun=300)')
     pairs = [['action', num_classes]] if heads is None else [[n, int(k)] for n, k in (heads.items() if isinstance(heads, Mapping) else heads)]
     total = sum(k for _, k in pairs)
-    if not pairs or len({n for n, _ in pairs}) < len(pairs) or min(k for _, k in pairs) < 1: raise ModelError(f'heads {pairs}: expected different names, each with one class or more')
-    if num_classes not in (None, total): raise ModelError(f'heads {pairs} have {total} classes together, but num_classes={num_classes}: leave num_classes out')
+    if not pairs or len({n for n, _ in pairs}) < len(pairs) or min(k for _, k in pairs) < 1:
+        raise ModelError(f'heads {pairs}: expected different names, each with one class or more')
+    if num_classes not in (None, total):
+        raise ModelError(f'heads {pairs} have {total} classes together, but num_classes={num_classes}: leave num_classes out')
     return pairs
 
 # %% ../nbs/02a_backbones.ipynb #636aeb44
@@ -105,7 +108,8 @@ def split_heads(
 )->dict[str, Tensor]: # name -> [B, K of this head], views
     "The logits of each head"
     pairs = head_list(None, heads)
-    if z.shape[-1] != sum(k for _, k in pairs): raise ModelError(f'{z.shape[-1]} logits for heads {pairs}, which have {sum(k for _, k in pairs)} classes together')
+    if z.shape[-1] != sum(k for _, k in pairs):
+        raise ModelError(f'{z.shape[-1]} logits for heads {pairs}, which have {sum(k for _, k in pairs)} classes together')
     return dict(zip([n for n, _ in pairs], z.split([k for _, k in pairs], -1)))
 
 # %% ../nbs/02a_backbones.ipynb #cf4fdf20
@@ -116,11 +120,13 @@ def per_head(
 )->Callable[..., Tensor]: # the same loss for logits [B, K of all heads] and labels [B, heads]
     "Mean over heads of the weighted loss of each (Radevski et al. 2023, released code); numbers and keywords are passed on"
     pairs, w = head_list(None, heads), weights or {}
-    if unknown := set(w) - {n for n, _ in pairs}: raise ModelError(f'weights for {", ".join(sorted(unknown))}: the heads are {", ".join(n for n, _ in pairs)}')
+    if unknown := set(w) - {n for n, _ in pairs}:
+        raise ModelError(f'weights for {", ".join(sorted(unknown))}: the heads are {", ".join(n for n, _ in pairs)}')
     def parts(a):
         if not isinstance(a, Tensor): return [a]*len(pairs)
         if a.is_floating_point(): return list(split_heads(a, pairs).values())
-        if a.ndim != 2 or a.shape[1] != len(pairs): raise ModelError(f'labels {list(a.shape)} for {len(pairs)} heads: expected [B, {len(pairs)}], one column per head')
+        if a.ndim != 2 or a.shape[1] != len(pairs):
+            raise ModelError(f'labels {list(a.shape)} for {len(pairs)} heads: expected [B, {len(pairs)}], one column per head')
         return a.unbind(1)
     def loss(*args, **kwargs): return sum(w.get(n, 1.)*fn(*p, **kwargs) for (n, _), *p in zip(pairs, *map(parts, args)))/len(pairs)
     return loss
@@ -144,7 +150,8 @@ def inflate_stem(
     "Give the first convolution n input channels, made from the filters it has; `ModelError` for an unknown way or a network without convolution"
     if how not in ('mean', 'repeat', 'zero'): raise ModelError(f'unknown way {how!r} to inflate a stem: expected mean, repeat or zero')
     conv = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), None)
-    if conv is None or conv.groups > 1 or n < 1: raise ModelError(f'no stem of {n} channels for {type(model).__name__}: expected a plain convolution and n of 1 or more')
+    if conv is None or conv.groups > 1 or n < 1:
+        raise ModelError(f'no stem of {n} channels for {type(model).__name__}: expected a plain convolution and n of 1 or more')
     with torch.no_grad(): conv.weight = nn.Parameter(_inflate(conv.weight, n, how), conv.weight.requires_grad)
     conv.in_channels = n
     if 'in_channels' in getattr(model, 'hparams', {}): model.in_channels = model.hparams['in_channels'] = n # a `VideoStream`
@@ -155,11 +162,13 @@ def _clips(x:Tensor, channels:int, arch:str)->Tensor:
     "Clips [B, C, T, H, W], checked and shrunk to what the backbone reads"
     if isinstance(x, ClipTensor): x = x.as_subclass(Tensor)
     if x.ndim != 5 or x.shape[1] != channels or not x.is_floating_point():
-        raise ModelError(f'{arch} reads float clips [B, {channels}, T, H, W], got {str(x.dtype)[6:]} {list(x.shape)}: encode raw clips first, as moddist.inputs.ClipInputs does')
+        raise ModelError(f'{arch} reads float clips [B, {channels}, T, H, W], got {str(x.dtype)[6:]} {list(x.shape)}: encode raw clips first, '
+                         'as moddist.inputs.ClipInputs does')
     a, T = ARCHS[arch], x.shape[2]
     if a.size and max(x.shape[3:]) > a.size: x = unfold(F.interpolate(fold(x), (a.size, a.size), mode='bilinear', antialias=True), T)
     if a.frames and (T != a.frames or x.shape[3:] != (a.size, a.size)):
-        raise ModelError(f'{arch} reads clips of exactly {a.frames} frames of {a.size} px, got {T} of {x.shape[3]} x {x.shape[4]}: set clip_len={a.frames} and the size in the loaders')
+        raise ModelError(f'{arch} reads clips of exactly {a.frames} frames of {a.size} px, got {T} of {x.shape[3]} x {x.shape[4]}: set '
+                         f'clip_len={a.frames} and the size in the loaders')
     return x
 
 # %% ../nbs/02a_backbones.ipynb #92f3039f
@@ -189,9 +198,11 @@ class VideoStream(Stream):
         net, a, pairs = _net(arch), ARCHS[arch], head_list(num_classes, heads)
         if drop_path is not None and a.drop_path is None: raise ModelError(f'{arch} has no stochastic depth: leave drop_path={drop_path} out')
         drop_path, freeze_bn = a.drop_path if drop_path is None else drop_path, weights is not None if freeze_bn is None else freeze_bn
-        hparams = dict(arch=arch, num_classes=sum(k for _, k in pairs), heads=None if heads is None else pairs, in_channels=3, drop_path=drop_path, dropout=dropout, freeze_bn=freeze_bn)
+        hparams = dict(arch=arch, num_classes=sum(k for _, k in pairs), heads=None if heads is None else pairs, in_channels=3, drop_path=drop_path,
+                       dropout=dropout, freeze_bn=freeze_bn)
         projected = arch.startswith('hara_') and a.channels[-1] < 2048
-        super().__init__(hparams, 2048 if projected else a.channels[-1], [], [Tap(*t) for t in zip(a.taps, a.channels, a.t_strides, a.s_strides)], dropout)
+        places = [Tap(*t) for t in zip(a.taps, a.channels, a.t_strides, a.s_strides)]
+        super().__init__(hparams, 2048 if projected else a.channels[-1], [], places, dropout)
         self.arch, self.heads, self.in_channels, self.freeze_bn, self.num_features = arch, dict(pairs), 3, freeze_bn, a.channels[-1]
         self.projector = nn.Sequential(nn.Linear(512, 2048), nn.ReLU()) if projected else nn.Identity()
         for name, part in net.named_children():
@@ -209,23 +220,31 @@ class VideoStream(Stream):
         for m in self._frozen(): m.eval()
         return self
 
-    def forward_maps(self, x, gates=None, connection=None):
-        if gates is not None: raise ModelError(f'{self.arch} takes no gates of another stream: join video backbones with connection="none"')
-        return _WALKS.get(self.arch, _walk_resnet)(self, _clips(x, self.in_channels, self.arch)), []
+# %% ../nbs/02a_backbones.ipynb #6e84a72b
+@patch
+def forward_maps(self:VideoStream, x, gates=None, connection=None):
+    if gates is not None: raise ModelError(f'{self.arch} takes no gates of another stream: join video backbones with connection="none"')
+    return _WALKS.get(self.arch, _walk_resnet)(self, _clips(x, self.in_channels, self.arch)), []
 
-    def forward_head(self, features): return self.fc(self.dropout(self.projector(features.mean((2, 3, 4))))) # [B, K]
+@patch
+def forward_head(self:VideoStream, features): return self.fc(self.dropout(self.projector(features.mean((2, 3, 4))))) # [B, K]
 
-    def forward_heads(self, x:Tensor)->dict[str, Tensor]: return split_heads(self(x), self.heads) # name -> [B, K of it]
+@patch
+def forward_heads(self:VideoStream, x:Tensor)->dict[str, Tensor]: # name -> [B, K of it]
+    "The logits of each head"
+    return split_heads(self(x), self.heads)
 
 # %% ../nbs/02a_backbones.ipynb #429bc344
 _WRAPPERS = r'^(?:module\.|_orig_mod\.)+'
 _RULES = {
-    'swin': [(r'^backbone\.', ''), (r'^layers\.(\d)\.blocks\.', lambda m: f'features.{2*int(m[1])}.'), (r'^layers\.(\d)\.downsample\.', lambda m: f'features.{2*int(m[1])+1}.'),
-             (r'\.mlp\.fc1\.', '.mlp.0.'), (r'\.mlp\.fc2\.', '.mlp.3.')],
-    'hara': [(r'^resnet\.0\.', 'conv1.'), (r'^resnet\.1\.', 'bn1.'), (r'^resnet\.([4-7])\.', lambda m: f'layer{int(m[1])-3}.'), (r'^conv1\.', 'stem.0.'), (r'^bn1\.', 'stem.1.'),
+    'swin': [(r'^backbone\.', ''), (r'^layers\.(\d)\.blocks\.', lambda m: f'features.{2*int(m[1])}.'),
+             (r'^layers\.(\d)\.downsample\.', lambda m: f'features.{2*int(m[1])+1}.'), (r'\.mlp\.fc1\.', '.mlp.0.'), (r'\.mlp\.fc2\.', '.mlp.3.')],
+    'hara': [(r'^resnet\.0\.', 'conv1.'), (r'^resnet\.1\.', 'bn1.'), (r'^resnet\.([4-7])\.', lambda m: f'layer{int(m[1])-3}.'),
+             (r'^conv1\.', 'stem.0.'), (r'^bn1\.', 'stem.1.'),
              (r'^(layer\d\.\d+\.conv\d)\.weight$', r'\1.0.weight'), (r'^(layer\d\.\d+)\.bn(\d)\.', r'\1.conv\2.1.')],
-    'stlt': [(r'^temporal_transformer\.', ''), (r'category_box_embeddings\.', ''), (r'^layout_embedding\.cls_token', 'frame_token'), (r'^layout_embedding\.transformer\.', 'spatial.'),
-             (r'^layout_embedding\.', 'boxes.'), (r'^transformer\.', 'temporal.'), (r'^cls_token', 'clip_token'), (r'_embeddings?\.', '.'), (r'layer_norm\.', 'norm.')]}
+    'stlt': [(r'^temporal_transformer\.', ''), (r'category_box_embeddings\.', ''), (r'^layout_embedding\.cls_token', 'frame_token'),
+             (r'^layout_embedding\.transformer\.', 'spatial.'), (r'^layout_embedding\.', 'boxes.'), (r'^transformer\.', 'temporal.'),
+             (r'^cls_token', 'clip_token'), (r'_embeddings?\.', '.'), (r'layer_norm\.', 'norm.')]}
 
 def rename_keys(
     state:Mapping[str, Tensor], # as in the file
@@ -244,7 +263,8 @@ def _fill(stream:Stream, state:dict, source:str, head:bool):
     skip = ('num_batches_tracked', 'relative_position_index')
     own = {k: v for k, v in stream.state_dict().items() if not k.endswith(skip) and (head or not k.startswith(('fc.', 'projector.')))}
     wrong = [k for k in own if getattr(state.get(k), 'shape', None) != own[k].shape]
-    if wrong: raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape for {stream.arch}, the first is {wrong[0]}')
+    if wrong:
+        raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape for {stream.arch}, the first is {wrong[0]}')
     stream.load_state_dict({k: state[k] for k in own}, strict=False)
 
 def load_backbone(
@@ -264,7 +284,8 @@ def load_official(
     heads = {k.lower(): v for k, v in state.items() if k.startswith('classifiers.')}
     for part in ('weight', 'bias'):
         rows = [heads.get(f'classifiers.{n.lower()}.{part}') for n in stream.heads]
-        if any(r is None for r in rows): raise ModelError(f'{path}: heads {", ".join(sorted({k.split(".")[1] for k in heads})) or "(none)"}, expected {", ".join(stream.heads)}')
+        if any(r is None for r in rows):
+            raise ModelError(f'{path}: heads {", ".join(sorted({k.split(".")[1] for k in heads})) or "(none)"}, expected {", ".join(stream.heads)}')
         state[f'fc.{part}'] = torch.cat(rows)
     _fill(stream, state, str(path), head=True)
     return stream
