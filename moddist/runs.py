@@ -53,11 +53,11 @@ class Reading:
     rotate:float = 0. # turn in degrees,
     tempo:float = 0. # share of the clip that may be left out; see `ClipSampler`
     jitter:bool = True # colours of RGB are changed in training, see `JitterRGB`
-    slots:int|None = None # draws of a clip, in training: epoch e draws as epoch e % slots, so that a teacher's scores can be kept (`03f_cache`); None = new ones in every epoch
+    slots:int|None = None # in training, epoch e draws clips as epoch e % slots, so that scores can be kept (`03f_cache`); None = anew in each
     inputs:str = 'centred' # 'centred' (the clip's mean frame is subtracted) | 'imagenet'
     seed:int = 0 # of weights, order, draws
     heads:dict|None = None # columns of the index with classes and how many each has, e.g. dict(verb=97, noun=300); None = the column label
-    reference_boxes:bool = False # parity with the released code of Radevski et al., see `ClipSampler` and the table in chapter radevski; so are the next three:
+    reference_boxes:bool = False # parity with the released code of Radevski et al., see the table in `03g_radevski`; so are the next three:
     reference_index:bool = False # frame numbers copied between signals
     reference_fps:float|None = None # sound placed by this constant rate
     reference_jitter:bool = False # colours as there, see `JitterRGB`
@@ -83,12 +83,13 @@ def loaders(
     c:Reading, # settings of the run
     df:pd.DataFrame, # clip index with splits
     signals:Sequence[str], # what a batch holds
-    unlabelled:bool=False, # train on clips of split 'unlabelled' as well (label -1); an epoch then draws from both as many clips as there are labelled ones
+    unlabelled:bool=False, # train on clips of split 'unlabelled' as well (label -1); an epoch keeps its length
     **inputs, # of `ClipInputs`, e.g. depth_noise=1.
 )->DataLoaders: # train and valid; `test_dl(dls, df[df.split == 'test'])` reads the rest alike
     "The loaders of a run: its frames, window and normalisation"
     jitter = JitterRGB(reference_jitter=c.reference_jitter) if c.jitter else JitterRGB(0, 0, 0)
-    dls = clip_dls(df, signals, clip_sampler(c), clip_inputs(c, **inputs), jitter, bs=c.bs, unlabelled=unlabelled, **(dict(labels=tuple(c.heads), n_classes=c.heads) if c.heads else {}))
+    several = dict(labels=tuple(c.heads), n_classes=c.heads) if c.heads else {}
+    dls = clip_dls(df, signals, clip_sampler(c), clip_inputs(c, **inputs), jitter, bs=c.bs, unlabelled=unlabelled, **several)
     if unlabelled: _draw(dls.train, int((df.split == 'train').sum()))
     return dls
 
@@ -123,8 +124,10 @@ def few_labels(
     if column not in df: raise ProtocolError(f'column {column!r} is not in the index; expected one of {", ".join(df.columns)}')
     train, keep = df.split == 'train', [keep] if isinstance(keep, (str, int)) else list(keep)
     who = sorted(set(df[column][train]))
-    if lost := [k for k in keep if k not in who]: raise ProtocolError(f'{column} {lost[0]!r} has no training clip; expected one of {", ".join(map(str, who))}')
-    if not 0 < len(set(keep)) < len(who): raise ProtocolError(f'{len(set(keep))} of {len(who)} {column}s keep their labels; expected at least one, and not all')
+    if lost := [k for k in keep if k not in who]:
+        raise ProtocolError(f'{column} {lost[0]!r} has no training clip; expected one of {", ".join(map(str, who))}')
+    if not 0 < len(set(keep)) < len(who):
+        raise ProtocolError(f'{len(set(keep))} of {len(who)} {column}s keep their labels; expected at least one, and not all')
     return df.assign(split=df.split.mask(train & ~df[column].isin(keep), 'unlabelled'))
 
 # %% ../nbs/03d_runs.ipynb #d6714342
@@ -136,9 +139,9 @@ class Step:
     reads:tuple[str, ...] # signals of the training loaders
     test:tuple[str, ...] # signals the model reads at test time
     epochs:int # passes over its training clips; 0 = assembled, not trained
-    build:Callable[[dict, DataLoaders], Learner]|Callable[[dict], nn.Module] # (models so far, loaders) -> learner; when epochs is 0: (models) -> model, or (models, loaders) where the step has its own
+    build:Callable[[dict, DataLoaders], Learner]|Callable[[dict], nn.Module] # (models so far, loaders) -> learner; for 0 epochs see above
     needs:tuple[str, ...] = () # steps it starts from
-    loaders:Callable[[pd.DataFrame], DataLoaders]|None = None # its own training and validation loaders from the index; None = `loaders` of the run with `reads`
+    loaders:Callable[[pd.DataFrame], DataLoaders]|None = None # its own, from the index; None = `loaders` of the run with `reads`
     fit:Callable[[Learner, int], object]|None = None # its own training, (learner, epochs); None = `distill.fit`
     checks:Callable[[nn.Module, dict, pd.DataFrame], list[str]]|None = None # (model, records by step, index) -> what looks wrong, in words
     keep:dict = field(default_factory=dict) # JSON values for the record
@@ -154,7 +157,8 @@ def index_hash(
 
 def environment()->dict[str, str]:
     "Versions and machine of a run"
-    return {p: version(p) for p in ('moddist', 'torch', 'torchvision', 'fastai', 'numpy')} | dict(python=platform.python_version(), machine=platform.machine(), threads=str(torch.get_num_threads()))
+    machine = dict(python=platform.python_version(), machine=platform.machine(), threads=str(torch.get_num_threads()))
+    return {p: version(p) for p in ('moddist', 'torch', 'torchvision', 'fastai', 'numpy')} | machine
 
 # %% ../nbs/03d_runs.ipynb #2fa64cad
 def _state_hash(model):
@@ -168,7 +172,8 @@ def _warnings(history):
     found = []
     if any(not math.isfinite(v) for row in history for v in row.values()): found.append('a logged value is not finite: lower lr')
     if len(history) > 1 and 'features' in history[0] and history[-1]['features'] >= history[0]['features']:
-        found.append(f'the feature distance did not fall ({history[0]["features"]:.3g} to {history[-1]["features"]:.3g}): more epochs, or a smaller features weight')
+        first, last = (history[i]['features'] for i in (0, -1))
+        found.append(f'the feature distance did not fall ({first:.3g} to {last:.3g}): more epochs, or a smaller features weight')
     return found
 
 # %% ../nbs/03d_runs.ipynb #23ee625d
@@ -216,6 +221,7 @@ def _chosen(steps, only):
     for name in only: add(name)
     return [s for s in steps if s.name in wanted]
 
+# %% ../nbs/03d_runs.ipynb #aa1f2ec3
 def _claim(out, c, recipe, index, data):
     "Make `out` the folder of this run, or refuse when it belongs to another"
     plain, file = lambda x: json.loads(json.dumps(x)), out/'run.json'
@@ -223,7 +229,8 @@ def _claim(out, c, recipe, index, data):
     if not file.is_file(): write_json(file, dict(recipe=recipe, settings=settings, index=index, data=data)); return
     old = read_json(file)
     was = plain({f.name: f.default for f in fields(c) if f.default is not MISSING}) | old.get('settings', {})
-    changed = ['recipe']*(old.get('recipe') != recipe) + [k for k in {**settings, **was} if settings.get(k) != was.get(k)] + ['the clip index']*(old.get('index') != index)
+    changed = [k for k in {**settings, **was} if settings.get(k) != was.get(k)]
+    changed = ['recipe']*(old.get('recipe') != recipe) + changed + ['the clip index']*(old.get('index') != index)
     if changed: raise ModelError(f'{out}: holds a run with another {", ".join(changed)}; choose another folder or delete this one')
 
 # %% ../nbs/03d_runs.ipynb #4e823ee3
@@ -256,13 +263,17 @@ def run_steps(
             else: models[step.name] = _one_step(step, c, df, models, records, show, folder)
     return models
 
+# %% ../nbs/03d_runs.ipynb #b1bda784
 def _one_step(step, c, df, models, records, show, folder):
     "Train a step, check it, and write its weights and record"
     before = {n: _state_hash(models[n]) for n in step.needs}
     model, history, seconds = _train(step, c, df, models, show, folder)
-    record = records[step.name] = dict(name=step.name, step=step.number, reads=step.reads, test=step.test, epochs=step.epochs, needs=step.needs, seconds=round(seconds, 1), params=sum(p.numel() for p in model.parameters()),
-                                       valid=dict(top1=history[-1].get('accuracy')) if history else {}, history=history, keep=step.keep, environment=environment())
-    record['warnings'] = [f'{n} changed while {step.name} was trained' for n, h in before.items() if _state_hash(models[n]) != h] + _warnings(history) + (step.checks(model, records, df) if step.checks else [])
+    record = records[step.name] = dict(
+        name=step.name, step=step.number, reads=step.reads, test=step.test, epochs=step.epochs, needs=step.needs, seconds=round(seconds, 1),
+        params=sum(p.numel() for p in model.parameters()), valid=dict(top1=history[-1].get('accuracy')) if history else {}, history=history,
+        keep=step.keep, environment=environment())
+    moved = [f'{n} changed while {step.name} was trained' for n, h in before.items() if _state_hash(models[n]) != h]
+    record['warnings'] = moved + _warnings(history) + (step.checks(model, records, df) if step.checks else [])
     save_model(model, folder/'model.safetensors')
     write_json(folder/'record.json', record)
     (folder/'checkpoint.safetensors').unlink(missing_ok=True)
@@ -288,7 +299,8 @@ def privileged(
 )->str: # a signal, e.g. 'depth'
     "The setting `teacher` of a run; `DataError` when its recipe has no single one"
     t = run_info(out)['settings'].get('teacher')
-    if not isinstance(t, str): raise DataError(f'{out}: the recipe {run_info(out)["recipe"]!r} has no single privileged signal; name the steps and the signal yourself')
+    if not isinstance(t, str):
+        raise DataError(f'{out}: the recipe {run_info(out)["recipe"]!r} has no single privileged signal; name the steps and the signal yourself')
     return t
 
 def open_index(
@@ -300,5 +312,6 @@ def open_index(
     few = info['data'].pop('few_labels', None)
     df = clip_index(**info['data'])
     if few: df = few_labels(df, **few)
-    if index_hash(df) != info['index']: raise DataError(f'{info["data"]["root"]}: these are not the clips of {out} (index {index_hash(df)}, expected {info["index"]})')
+    if index_hash(df) != info['index']:
+        raise DataError(f'{info["data"]["root"]}: these are not the clips of {out} (index {index_hash(df)}, expected {info["index"]})')
     return df
