@@ -48,8 +48,14 @@ class Key:
     @property
     def digest(self)->bytes: "16 bytes that stand for it"; return hashlib.blake2b(repr(self).encode(), digest_size=16).digest()
 
+# %% ../nbs/03f_cache.ipynb #0d73db53
 def _patterns(path)->list[str]: return flow_components(path) if '{' in path else [path]
 def _root(pattern)->str: return os.path.dirname(pattern) or '.' if '*' in pattern else pattern
+
+def _names(p):
+    "Names of the files of a pattern or folder; [''] = the path is the file"
+    if not os.path.isdir(_root(p)): return ['']
+    return [e for e in sorted(os.listdir(_root(p))) if e[0] != '.' and ('*' not in p or fnmatchcase(e, os.path.basename(p)))]
 
 def file_facts(
     path:str|os.PathLike, # file, folder of frames, pattern, or pair of patterns, as in a clip index
@@ -58,8 +64,9 @@ def file_facts(
     lines = []
     try:
         for p in _patterns(str(path)):
-            names = [e for e in sorted(os.listdir(_root(p))) if e[0] != '.' and ('*' not in p or fnmatchcase(e, os.path.basename(p)))] if os.path.isdir(_root(p)) else ['']
-            for name in names: s = os.stat(os.path.join(_root(p), name) if name else p); lines.append(f'{p} {name} {s.st_size} {s.st_mtime_ns}')
+            for name in _names(p):
+                s = os.stat(os.path.join(_root(p), name) if name else p)
+                lines.append(f'{p} {name} {s.st_size} {s.st_mtime_ns}')
     except FileNotFoundError: lines = []
     if not lines: raise DataError(f'{path}: no such file; correct the path in the clip index or drop the clip')
     return hashlib.blake2b('\n'.join(lines).encode(), digest_size=16).hexdigest()
@@ -71,10 +78,11 @@ def how_read(
 )->dict: # JSON-able
     "Everything between the files of a clip, its draw, and the teacher's logits, except the teacher"
     sampler, dev = dl.loaders[0].tfm.sampler, dl.device or torch.device('cpu')
-    settings = [{'': type(t).__name__} | {k: v for k, v in vars(t).items() if not k.startswith('_')} for t in dl.after_batch.fs if type(t) is not JitterRGB]
+    def public(t): return {'': type(t).__name__} | {k: v for k, v in vars(t).items() if not k.startswith('_')}
     mixed = str(torch.get_autocast_dtype(dev.type)) if torch.is_autocast_enabled(dev.type) else 'full precision'
-    return dict(signals=[str(s) for s in signals], sampler={k: v for k, v in vars(sampler).items() if k not in ('seed', 'epoch', 'slots')}, batch=settings, decoder=_default_backend(),
-                moddist=__version__, device=dev.type, precision=[mixed, torch.get_float32_matmul_precision()])
+    return dict(signals=[str(s) for s in signals], sampler={k: v for k, v in vars(sampler).items() if k not in ('seed', 'epoch', 'slots')},
+                batch=[public(t) for t in dl.after_batch.fs if type(t) is not JitterRGB], decoder=_default_backend(), moddist=__version__,
+                device=dev.type, precision=[mixed, torch.get_float32_matmul_precision()])
 
 def _hash(facts)->str: return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
 
@@ -85,27 +93,32 @@ def teacher_hash(
     "Hash of the streams of a teacher: class, settings, structure, every weight and buffer"
     h = hashlib.sha256()
     for s in teacher.streams:
-        h.update(f'{type(s).__module__}.{type(s).__qualname__} {json.dumps(getattr(s, "hparams", None), sort_keys=True, default=repr)} {s!r}'.encode())
+        settings = json.dumps(getattr(s, 'hparams', None), sort_keys=True, default=repr)
+        h.update(f'{type(s).__module__}.{type(s).__qualname__} {settings} {s!r}'.encode())
         for name, t in (*s.named_parameters(), *s.named_buffers()):
             t = t.detach().cpu().contiguous()
             h.update(f'{name} {t.dtype} {list(t.shape)}'.encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 # %% ../nbs/03f_cache.ipynb #8fa9c38a
-_SETTLED = {'split_idx', 'order', 'centre', 'depth', 'near_mm', 'far_mm', 'rgb_stats', 'depth_stats', 'flow_px', 'series_std', 'sound_hz', 'depth_options', 'depth_noise'} # settings of `ClipInputs`
+_SETTLED = {'split_idx', 'order', 'centre', 'depth', 'near_mm', 'far_mm', 'rgb_stats', 'depth_stats', 'flow_px', 'series_std', 'sound_hz',
+            'depth_options', 'depth_noise'} # settings of `ClipInputs`
 
 def _unkeyed(dl:ClipDL, signals:Sequence[Signal])->str|None:
     "The first thing that is random between a clip's draw and the teacher, or None"
     read = [t for tl in dl.dataset.tls if any(isinstance(t, LoadClip) for t in tl.tfms.fs) for t in tl.tfms.fs]
-    strange = [t for t in read if type(t) is not LoadClip and t.name != '_same'] + [t for t in dl.after_item.fs if type(t) is not ToTensor] + list(getattr(dl.before_batch, 'fs', ()))
+    strange = [t for t in read if type(t) is not LoadClip and t.name != '_same'] + [t for t in dl.after_item.fs if type(t) is not ToTensor]
+    strange += getattr(dl.before_batch, 'fs', ())
     if strange: return f'the transform {strange[0].name} may be random'
     for t in dl.after_batch.fs:
         if type(t) is JitterRGB:
             if dl.loaders[0].split == 0 and (t.contrast or t.cast or t.brightness) and any(CLIP_TYPES[s.modality.key] is RGBClip for s in signals):
                 return 'the colours of RGB are jittered anew in every batch (pass jitter=JitterRGB(0, 0, 0) to clip_dls)'
         elif type(t) is not ClipInputs: return f'the batch transform {t.name} may be random'
-        elif unknown := {k for k in vars(t) if not k.startswith('_')} - _SETTLED: return f'ClipInputs has {sorted(unknown)[0]}, of which this cache knows nothing'
-        elif t.depth_noise > 0 and any(s.modality.key == 'depth' for s in signals): return f'depth gets noise anew in every batch (depth_noise={t.depth_noise})'
+        elif unknown := {k for k in vars(t) if not k.startswith('_')} - _SETTLED:
+            return f'ClipInputs has {sorted(unknown)[0]}, of which this cache knows nothing'
+        elif t.depth_noise > 0 and any(s.modality.key == 'depth' for s in signals):
+            return f'depth gets noise anew in every batch (depth_noise={t.depth_noise})'
     return None
 
 def check_cachable(
@@ -113,24 +126,37 @@ def check_cachable(
     signals:Sequence[Signal], # what the teacher reads
 )->None:
     "Refuse loaders whose clips or inputs a key cannot describe; `ModelError` says what to change"
-    if type(dl) is not ClipDL: raise ModelError(f'a {type(dl).__name__} does not say which clips it gives and how: use clip_dls, or the teacher without a cache')
-    if own := [n for n in dl._methods if n in vars(dl) and n not in ('after_item', 'before_batch', 'after_batch', 'shuffle_fn', 'wif')]: raise ModelError(f'the loader has its own {own[0]}, of which a cache knows nothing: use the teacher without a cache')
-    if dl.on_error != 'error': raise ModelError(f'on_error={dl.on_error!r}: which clips were left out of a batch is not known; drop the damaged clips (moddist data doctor) and use on_error="error"')
-    if dl.fake_l.num_workers and dl.fake_l.persistent_workers: raise ModelError('loader processes that outlive an epoch draw with an old epoch number: leave persistent_workers out')
-    if any(l.tfm.sampler is not dl.loaders[0].tfm.sampler for l in dl.loaders): raise ModelError('the signals have samplers of their own, so a clip has several draws: give all blocks one sampler')
-    if dl.loaders[0].split == 0 and not dl.loaders[0].tfm.sampler.slots: raise ModelError('clips are drawn anew in every epoch, so nothing would be asked twice: pass ClipSampler(slots=4) to clip_dls, or use the teacher without a cache')
-    if why := _unkeyed(dl, signals): raise ModelError(f'{why}: logits of another batch would be wrong; switch it off, or use the teacher without a cache')
+    if type(dl) is not ClipDL:
+        raise ModelError(f'a {type(dl).__name__} does not say which clips it gives and how: use clip_dls, or the teacher without a cache')
+    if own := [n for n in dl._methods if n in vars(dl) and n not in ('after_item', 'before_batch', 'after_batch', 'shuffle_fn', 'wif')]:
+        raise ModelError(f'the loader has its own {own[0]}, of which a cache knows nothing: use the teacher without a cache')
+    if dl.on_error != 'error':
+        raise ModelError(f'on_error={dl.on_error!r}: which clips were left out of a batch is not known; drop the damaged clips (moddist data '
+                         'doctor) and use on_error="error"')
+    if dl.fake_l.num_workers and dl.fake_l.persistent_workers:
+        raise ModelError('loader processes that outlive an epoch draw with an old epoch number: leave persistent_workers out')
+    if any(l.tfm.sampler is not dl.loaders[0].tfm.sampler for l in dl.loaders):
+        raise ModelError('the signals have samplers of their own, so a clip has several draws: give all blocks one sampler')
+    if dl.loaders[0].split == 0 and not dl.loaders[0].tfm.sampler.slots:
+        raise ModelError('clips are drawn anew in every epoch, so nothing would be asked twice: pass ClipSampler(slots=4) to clip_dls, or '
+                         'use the teacher without a cache')
+    if why := _unkeyed(dl, signals):
+        raise ModelError(f'{why}: logits of another batch would be wrong; switch it off, or use the teacher without a cache')
 
 # %% ../nbs/03f_cache.ipynb #5c72ed3a
 class _Table:
     "Logits by key: [rows, n, K] in half precision, and the rest that rounding took off where it matters; or in float32"
-    def __init__(self, facts:dict): self.facts, self.exact, self.rows, self.z, self.rest, self.changed = facts, facts.get('exact', False), {}, None, None, False
+    def __init__(self, facts:dict):
+        self.facts, self.exact = facts, facts.get('exact', False)
+        self.rows, self.z, self.rest, self.changed = {}, None, None, False
 
     def put(self, keys:Sequence[bytes], z:Tensor):
         "Keep logits [n, B, K] under different new keys"
         z, old = z.detach().float().cpu().transpose(0, 1), len(self.rows)
         kept = z if self.exact else z.half()
-        if not kept.isfinite().all(): raise ModelError(f'a teacher said {z.abs().max():g}: expected {"finite numbers" if self.exact else "numbers up to 65504, where half precision ends, or exact=True"}; use the teacher without a cache')
+        if not kept.isfinite().all():
+            wanted = 'finite numbers' if self.exact else 'numbers up to 65504, where half precision ends, or exact=True'
+            raise ModelError(f'a teacher said {z.abs().max():g}: expected {wanted}; use the teacher without a cache')
         rest = z - kept.float()
         self.z = _with(self.z, old, kept)
         if self.rest is None and rest.abs().max() > 5e-4: self.rest = torch.zeros_like(self.z)
@@ -153,11 +179,14 @@ def _with(table, rows, new):
     return table
 
 # %% ../nbs/03f_cache.ipynb #55ec918f
-def _content(tensors): return hashlib.sha256(b''.join(tensors[k].contiguous().view(torch.uint8).numpy().tobytes() for k in sorted(tensors))).hexdigest()
+def _content(tensors):
+    "Hash of all bytes of some tensors"
+    return hashlib.sha256(b''.join(tensors[k].contiguous().view(torch.uint8).numpy().tobytes() for k in sorted(tensors))).hexdigest()
 
 def _write_table(path, table):
     n = len(table.rows)
-    t = dict(keys=torch.frombuffer(bytearray(b''.join(table.rows)), dtype=torch.uint8).view(n, 16), z=table.z[:n]) | ({} if table.rest is None else dict(rest=table.rest[:n]))
+    t = dict(keys=torch.frombuffer(bytearray(b''.join(table.rows)), dtype=torch.uint8).view(n, 16), z=table.z[:n])
+    if table.rest is not None: t['rest'] = table.rest[:n]
     with atomic(path) as tmp: save_file(t, tmp, metadata=dict(moddist=json.dumps(table.facts | dict(content=_content(t)))))
     table.changed = False
 
@@ -166,12 +195,13 @@ def _read_table(path, facts)->_Table:
     try:
         with safe_open(path, 'pt') as f: meta, t = json.loads(f.metadata()['moddist']), {k: f.get_tensor(k) for k in f.keys()}
         if _content(t) != meta.pop('content') or meta != facts or len(t['keys']) != len(t['z']): raise ValueError
-    except (SafetensorError, TypeError, KeyError, ValueError, OSError) as e: raise ModelError(f'{path}: damaged, or not the answers of this teacher ({type(e).__name__}); delete it, they will be asked again') from None
+    except (SafetensorError, TypeError, KeyError, ValueError, OSError) as e:
+        raise ModelError(f'{path}: damaged, or not the answers of this teacher ({type(e).__name__}); delete it, they will be asked again') from None
     table = _Table(facts)
     table.rows, table.z, table.rest = {bytes(k): i for i, k in enumerate(t['keys'].numpy())}, t['z'], t.get('rest')
     return table
 
-# %% ../nbs/03f_cache.ipynb #5d91af46
+# %% ../nbs/03f_cache.ipynb #ec75c49b
 @contextmanager
 def _spoken(teacher:Teacher)->Iterator[None]:
     "While the block runs, the streams of a teacher repeat what they are given"
@@ -180,8 +210,11 @@ def _spoken(teacher:Teacher)->Iterator[None]:
     try: yield
     finally: teacher.streams = own
 
+# %% ../nbs/03f_cache.ipynb #5d91af46
 class CachedTeacher(Teacher):
-    "A teacher that looks up what it has said before and asks the rest; `ModelError` where a look-up could be wrong. `log` counts hits and misses of each pass"
+    """A teacher that looks up what it has said before and asks the rest; `ModelError` where a look-up could be wrong
+
+    `log` counts hits and misses of each pass."""
     def __init__(self,
         teacher:Teacher, # what is wrapped; its weights, temperatures and labels act on the cached logits of its streams
         folder:str|os.PathLike|None=None, # answers are kept here too, one file per teacher and reading; None = in memory only
@@ -192,57 +225,67 @@ class CachedTeacher(Teacher):
         exact:bool=False, # keep float32, 4 bytes per logit, instead of half precision, 2 bytes or 4
     ):
         nn.Module.__init__(self)
-        if not isinstance(teacher, Teacher) or isinstance(teacher, CachedTeacher): raise ModelError(f'a {type(teacher).__name__} cannot be cached: wrap a network as Teacher(model), and a teacher once')
+        if not isinstance(teacher, Teacher) or isinstance(teacher, CachedTeacher):
+            raise ModelError(f'a {type(teacher).__name__} cannot be cached: wrap a network as Teacher(model), and a teacher once')
         self.streams, self.teacher = teacher.streams, teacher
-        self.folder, self.slots, self.signals, self.max_mb = folder and Path(folder), slots, signals and tuple(signal(s) for s in signals), max_mb
-        self.exact = exact
-        self.log, self._tables, self._files, self._passes, self._hashed, self._told = [], {}, {}, {}, (None, None, ''), set()
-        self._fit = None
+        self.folder, self.signals = folder and Path(folder), signals and tuple(signal(s) for s in signals)
+        self.slots, self.max_mb, self.exact = slots, max_mb, exact
+        self.log, self._tables, self._passes, self._told, self._fit = [], {}, {}, set(), None
+        self._forget()
         self.eval()
 
     def forward(self, *xs:Tensor)->Tensor: return self.teacher(*xs) # live, as without a cache
 
-    def teach(self, xs, y, cb):
-        first = cb.iter == 0 or id(cb.dl) not in self._passes
-        if first:
-            _check_callback(cb)
-            if cb._columns is not self._fit: self._forget(); self._fit = cb._columns # made anew for each fit
-            self._begin(cb.dl, _read_by(self, cb))
-        z = self.look_up(cb.dl, _places(cb, self._passes[id(cb.dl)]), xs, check=first)
-        if cb.iter + 1 == cb.n_iter: self.save()
-        with _spoken(self.teacher): return self.teacher.teach(list(z), y, cb)
+    def _forget(self): "Look at weights and files again"; self._hashed, self._files = (None, None, ''), {}
 
-    def _forget(self): "Look at weights and files again"; self._hashed = None, None, ''; self._files.clear()
+# %% ../nbs/03f_cache.ipynb #246b361a
+@patch
+def teach(self:CachedTeacher, xs, y, cb):
+    first = cb.iter == 0 or id(cb.dl) not in self._passes
+    if first:
+        _check_callback(cb)
+        if cb._columns is not self._fit: self._forget(); self._fit = cb._columns # made anew for each fit
+        self._begin(cb.dl, _read_by(self, cb))
+    z = self.look_up(cb.dl, _places(cb, self._passes[id(cb.dl)]), xs, check=first)
+    if cb.iter + 1 == cb.n_iter: self.save()
+    with _spoken(self.teacher): return self.teacher.teach(list(z), y, cb)
 
-    def _begin(self, dl, signals):
-        "Check a pass before its first batch"
-        check_cachable(dl, signals)
-        train, sampler = dl.loaders[0].split == 0, dl.loaders[0].tfm.sampler
-        if self.slots and train and sampler.slots != self.slots: raise ModelError(f'the loaders draw a clip in {sampler.slots} ways, the cache expects {self.slots}: pass ClipSampler(slots={self.slots}) to clip_dls')
-        if len(signals) != len(self.streams): raise ModelError(f'{len(signals)} inputs for a teacher of {len(self.streams)} stream(s)')
-        self._passes[id(dl)] = (signals, dl._DataLoader__idxs, sampler.epoch)
-        self.log.append(dict(split='train' if train else 'valid', hits=0, misses=0))
+@patch
+def _begin(self:CachedTeacher, dl, signals):
+    "Check a pass before its first batch"
+    check_cachable(dl, signals)
+    train, sampler = dl.loaders[0].split == 0, dl.loaders[0].tfm.sampler
+    if self.slots and train and sampler.slots != self.slots:
+        raise ModelError(f'the loaders draw a clip in {sampler.slots} ways, the cache expects {self.slots}: pass '
+                         f'ClipSampler(slots={self.slots}) to clip_dls')
+    if len(signals) != len(self.streams): raise ModelError(f'{len(signals)} inputs for a teacher of {len(self.streams)} stream(s)')
+    self._passes[id(dl)] = (signals, dl._DataLoader__idxs, sampler.epoch)
+    self.log.append(dict(split='train' if train else 'valid', hits=0, misses=0))
 
 # %% ../nbs/03f_cache.ipynb #19f24b71
 def _check_callback(cb):
     "Refuse terms that need maps, and callbacks that could change what the teacher sees"
-    if maps := [t.name for t in cb.terms if (t.taps if t.teacher_taps is None else t.teacher_taps)]: raise ModelError(f'the term {maps[0]!r} looks at the teacher\'s maps, which are not cached: leave it out, or use the teacher without a cache')
+    if maps := [t.name for t in cb.terms if (t.taps if t.teacher_taps is None else t.teacher_taps)]:
+        raise ModelError(f'the term {maps[0]!r} looks at the teacher\'s maps, which are not cached: leave it out, or use the teacher without a cache')
     for c in takewhile(lambda c: c is not cb, cb.learn.cbs.sorted('order')):
-        if any('before_batch' in vars(k) for k in (c, *type(c).__mro__)): raise ModelError(f'{type(c).__name__} may change a batch before the teacher sees it: leave it out, or use the teacher without a cache')
+        if any('before_batch' in vars(k) for k in (c, *type(c).__mro__)):
+            raise ModelError(f'{type(c).__name__} may change a batch before the teacher sees it: leave it out, or use the teacher without a cache')
 
 def _read_by(teacher, cb):
     "Signals of the streams: those the callback gives, else those named"
     given = {s.key: s for s in cb.dl.signals}
     found = tuple(given[k] for k in cb.inputs) or teacher.signals
     if not found: raise ModelError('the callback gives the teacher nothing to read: say what its streams read in CachedTeacher(signals=...)')
-    if teacher.signals and found != teacher.signals: raise ModelError(f'the callback gives {", ".join(map(str, found))}, but the cached teacher reads {", ".join(map(str, teacher.signals))}')
+    if teacher.signals and found != teacher.signals:
+        raise ModelError(f'the callback gives {", ".join(map(str, found))}, but the cached teacher reads {", ".join(map(str, teacher.signals))}')
     return found
 
 def _places(cb, begun):
     "Places of the batch's clips in the data set"
     at = batch_positions(cb)
     if at is None or cb.dl._DataLoader__idxs is not begun[1] or cb.dl.loaders[0].tfm.sampler.epoch != begun[2]:
-        raise ModelError('the loader was asked for other batches in the middle of a pass, so the clips of this one are not known: look at clips with loaders of their own')
+        raise ModelError('the loader was asked for other batches in the middle of a pass, so the clips of this one are not known: look at '
+                         'clips with loaders of their own')
     return at.tolist()
 
 # %% ../nbs/03f_cache.ipynb #9f4e62f4
@@ -255,11 +298,13 @@ def keys(self:CachedTeacher,
     signals, sampler, tfm = self._passes[id(dl)][0], dl.loaders[0].tfm.sampler, dl.loaders[0].tfm
     reference = next((s for s in signals if sampler.reference in (s.key, str(s))), signal(sampler.reference))
     reading, teacher, train = _hash(how_read(dl, signals)), self._teacher_hash(), dl.loaders[0].split == 0
+    def behind(row, s): return str(s), _path(row, s.key), self._file_facts(_path(row, s.key)), str(row.get(f'{s.key}_fov'))
     def key(row):
         start, stop = clip_span(row, clip_extent(row, reference)[0])
         d = dict(vars(draw(sampler, row['clip_id'], stop - start, train, tfm.view)))
-        files = tuple((str(s), _path(row, s.key), self._file_facts(_path(row, s.key)), str(row.get(f'{s.key}_fov'))) for s in dict.fromkeys((reference, *signals)))
-        return Key((str(row['clip_id']), start, stop, str(row.get('numbers')), str(row.get('flow_bound'))), files, d.pop('index'), (*d.items(), ('view', tfm.view)), reading, teacher)
+        clip = str(row['clip_id']), start, stop, str(row.get('numbers')), str(row.get('flow_bound'))
+        files = tuple(behind(row, s) for s in dict.fromkeys((reference, *signals)))
+        return Key(clip, files, d.pop('index'), (*d.items(), ('view', tfm.view)), reading, teacher)
     return [key(dl.dataset.items[i]) for i in at]
 
 @patch
@@ -289,7 +334,9 @@ def look_up(self:CachedTeacher,
     keys = self.keys(dl, at)
     table, names = self._table(keys[0]), [k.digest for k in keys]
     new = {k: i for i, k in enumerate(names) if k not in table.rows}
-    if new and not len(xs): raise ModelError(f'clip {keys[next(iter(new.values()))].clip[0]}: not known as it is drawn and read here, and the loaders give the teacher nothing to read; call fill with loaders of the same settings first')
+    if new and not len(xs):
+        raise ModelError(f'clip {keys[next(iter(new.values()))].clip[0]}: not known as it is drawn and read here, and the loaders give the '
+                         'teacher nothing to read; call fill with loaders of the same settings first')
     if check and len(xs) and len(new) < len(names): self._ask_again(table, names, [i for i, k in enumerate(names) if k not in new][0], keys, xs)
     if new:
         table.put(list(new), self._live([x[list(new.values())] for x in xs]))
@@ -306,7 +353,8 @@ def _live(self:CachedTeacher, xs): return torch.stack([s(x).as_subclass(Tensor).
 def _ask_again(self:CachedTeacher, table, names, i, keys, xs):
     kept, now = table.get([names[i]]), self._live([x[i:i + 1] for x in xs]).cpu()
     if (gap := (kept - now).abs().max()) > 1e-3 + .01*now.abs().max():
-        raise ModelError(f'clip {keys[i].clip[0]}: the teacher now says something else, logits differ by {gap:.3g}; its inputs or the teacher are random in a way no key holds, use it without a cache')
+        raise ModelError(f'clip {keys[i].clip[0]}: the teacher now says something else, logits differ by {gap:.3g}; its inputs or the teacher '
+                         'are random in a way no key holds, use it without a cache')
 
 # %% ../nbs/03f_cache.ipynb #4208be71
 @patch
@@ -314,7 +362,8 @@ def _tell_size(self:CachedTeacher, dl, table):
     (n, k), train, width = table.z.shape[1:], dl.loaders[0].split == 0, table.z.element_size()*(1 if table.rest is None else 2)
     draws = dl.loaders[0].tfm.sampler.slots if train else 1
     mb = len(dl.dataset)*draws*n*k*width/2**20
-    line = f'teacher cache, {"train" if train else "valid"}: {len(dl.dataset)} clips x {draws} draws x {n} streams x {k} classes x {width} bytes = {mb:.2f} MB'
+    size = f'{len(dl.dataset)} clips x {draws} draws x {n} streams x {k} classes x {width} bytes = {mb:.2f} MB'
+    line = f'teacher cache, {"train" if train else "valid"}: {size}'
     if mb > self.max_mb: raise ModelError(f'{line}, more than max_mb={self.max_mb:g}: use fewer slots, or allow more')
     if line not in self._told: self._told.add(line); print(line)
 
@@ -322,7 +371,8 @@ def _tell_size(self:CachedTeacher, dl, table):
 def _table(self:CachedTeacher, key):
     facts = dict(what='teacher cache', teacher=key.teacher, reading=key.reading) | (dict(exact=True) if self.exact else {})
     name = f'{key.teacher[:16]}-{key.reading[:16]}{"-exact" if self.exact else ""}.safetensors'
-    if name not in self._tables: self._tables[name] = _read_table(self.folder/name, facts) if self.folder and (self.folder/name).is_file() else _Table(facts)
+    there = self.folder and (self.folder/name).is_file()
+    if name not in self._tables: self._tables[name] = _read_table(self.folder/name, facts) if there else _Table(facts)
     return self._tables[name]
 
 @patch
@@ -338,10 +388,13 @@ def fill(self:CachedTeacher,
     dls:DataLoaders, # with the teacher's signals; settings and slots of the training to come
     inputs:Sequence[str]=(), # keys of the inputs of the streams; () = the `signals` of the teacher
 )->int: # clips and draws that had to be asked about
-    "Ask about every draw of the training split and about the validation split, in order; wrap in `torch.autocast` where the training is. Goes on where it was stopped"
+    """Ask about every draw of the training split and about the validation split, in order; goes on where it was stopped
+
+    Wrap it in `torch.autocast` where the training is."""
     given = {s.key: s for s in dls.train.signals}
     keys = list(inputs or (s.key for s in self.signals or ()))
-    if lost := [k for k in keys if k not in given] or ([] if keys else ['?']): raise ModelError(f'no input {lost[0]!r} in the loaders, which have {", ".join(given)}: name what the streams read in fill(dls, inputs=...)')
+    if lost := [k for k in keys if k not in given] or ([] if keys else ['?']):
+        raise ModelError(f'no input {lost[0]!r} in the loaders, which have {", ".join(given)}: name what the streams read in fill(dls, inputs=...)')
     self.signals, at, before = tuple(given[k] for k in keys), [list(given).index(k) for k in keys], len(self.log)
     check_cachable(dls.train, self.signals)
     self._forget()
