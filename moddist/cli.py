@@ -53,8 +53,10 @@ def table_text(
 )->str: # lines to print
     "The rows of a results file as a text table"
     head = f'{"model":24}{"reads at test":16}{"accuracy":>16}{"ECE":>8}{"params":>12}{"seconds":>10}'
-    rows = [f'{r["name"]:24}{r["test_input"]:16}{100*r["top1"]:>7.1f} \N{PLUS-MINUS SIGN}{200*r["se"]:5.1f} %{100*r["ece"]:>6.1f} %{r["params"]:>12,}{r["seconds"]:>10.0f}' for r in sorted(found['rows'], key=lambda r: -r['top1'])]
-    return '\n'.join([head, '-'*len(head), *rows])
+    def line(r):
+        accuracy = f'{100*r["top1"]:>7.1f} \N{PLUS-MINUS SIGN}{200*r["se"]:5.1f} %'
+        return f'{r["name"]:24}{r["test_input"]:16}{accuracy}{100*r["ece"]:>6.1f} %{r["params"]:>12,}{r["seconds"]:>10.0f}'
+    return '\n'.join([head, '-'*len(head), *map(line, sorted(found['rows'], key=lambda r: -r['top1']))])
 
 # %% ../nbs/07_cli.ipynb #ad6e7230
 def doctor()->list[tuple[str, str, bool]]: # (what, found, is it well?)
@@ -65,7 +67,8 @@ def doctor()->list[tuple[str, str, bool]]: # (what, found, is it well?)
         try: return version(p)
         except PackageNotFoundError: return 'not installed'
     found = [('python', platform.python_version(), sys.version_info >= (3, 10))]
-    found += [(p, v := installed(p), v != 'not installed') for p in ('moddist', 'torch', 'torchvision', 'fastai', 'av', 'plotly', 'anywidget', 'ipywidgets', 'jupyterlab')]
+    needed = ('moddist', 'torch', 'torchvision', 'fastai', 'av', 'plotly', 'anywidget', 'ipywidgets', 'jupyterlab')
+    found += [(p, v := installed(p), v != 'not installed') for p in needed]
     found.append(('decord', installed('decord') + ('' if installed('decord') != 'not installed' else ' (PyAV is used)'), True))
     return [*found, *_check_device(), _check_decoder(), *_check_settings()]
 
@@ -111,8 +114,11 @@ class Commands(typer.core.TyperGroup):
 
 def _is_interrupt(e): return isinstance(e, KeyboardInterrupt) or (e is not None and _is_interrupt(e.__cause__ or e.__context__))
 
-app = typer.Typer(name='moddist', cls=Commands, help='Record many modalities, deploy an RGB camera: cross-modal distillation for video action recognition.', no_args_is_help=True, add_completion=False,
-                  pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=['-h', '--help']))
+# %% ../nbs/07_cli.ipynb #ab9a5b13
+app = typer.Typer(
+    name='moddist', cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help='Record many modalities, deploy an RGB camera: cross-modal distillation for video action recognition.',
+    context_settings=dict(help_option_names=['-h', '--help']))
 
 app.add_typer(cli_data.app)
 
@@ -125,9 +131,11 @@ def _command():
     import shlex
     return shlex.join(['moddist', *sys.argv[1:]])
 
+# %% ../nbs/07_cli.ipynb #2a472a0f
 @app.command('demo', epilog='Examples:  moddist demo  |  moddist demo --out runs/second --seed 1  |  moddist demo --fast')
 def _demo(
-    out:Annotated[Path, typer.Option(help='Folder of the run: results.json, report.html, inspect.html, weights, records. A run found there is continued.')]=Path('runs/demo'),
+    out:Annotated[Path, typer.Option(
+        help='Folder of the run: results.json, report.html, inspect.html, weights, records. A run found there is continued.')]=Path('runs/demo'),
     seed:Annotated[int, typer.Option(help='Training seed.')]=0,
     data_seed:Annotated[int, typer.Option(help='Seed of the rendered data set.')]=0,
     fast:Annotated[bool, typer.Option('--fast', help='A miniature (one epoch, two people) that shows that everything works.')]=False,
@@ -138,7 +146,8 @@ def _demo(
     print(f'\nopen {out/"report.html"} in a browser; all numbers are in {out/"results.json"}')
 
 # %% ../nbs/07_cli.ipynb #cb334005
-@app.command('inspect', epilog='Examples:  moddist inspect runs/demo  |  moddist inspect runs/demo --out maps.html --clips 4  |  moddist inspect runs/demo --serve')
+@app.command('inspect', epilog='Examples:  moddist inspect runs/demo  |  moddist inspect runs/demo --out maps.html --clips 4  |  '
+                               'moddist inspect runs/demo --serve')
 def _inspect(
     run:Annotated[Path, typer.Argument(help='Folder of a run.')],
     out:Annotated[Optional[Path], typer.Option(help='HTML file to write; default: inspect.html in the run.')]=None,
@@ -150,12 +159,28 @@ def _inspect(
     if serve: return _serve(run, clips)
     print(f'wrote {write_inspector(run, out, n_clips=clips)}')
 
-@app.command('evaluate', epilog='Examples:  moddist evaluate runs/demo  |  moddist evaluate runs/s0 runs/s1 runs/s2 --groups subject --out gap.json')
+# %% ../nbs/07_cli.ipynb #31cf3d87
+def _serve(run, clips):
+    "Write a notebook with the live inspector into the run and open it in JupyterLab"
+    from moddist.core import DataError, write_json
+    if not (run/'run.json').is_file(): raise DataError(f'{run}: holds no run (no run.json); run a recipe first')
+    code = ('from moddist.report import run_maps\nfrom moddist.widgets import FeatureMapInspector\n'
+            f'FeatureMapInspector(run_maps({str(run.resolve())!r}, n_clips={clips}))')
+    cell = dict(cell_type='code', id='inspector', metadata={}, source=code, outputs=[], execution_count=None)
+    kernel = dict(name='python3', display_name='python3', language='python')
+    book = write_json(run/'inspect.ipynb', dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5))
+    os.execvp(sys.executable, [sys.executable, '-m', 'jupyter', 'lab', str(book)])
+
+# %% ../nbs/07_cli.ipynb #2f0bdd1e
+@app.command('evaluate', epilog='Examples:  moddist evaluate runs/demo  |  '
+                                'moddist evaluate runs/s0 runs/s1 runs/s2 --groups subject --out gap.json')
 def _evaluate(
     runs:Annotated[list[Path], typer.Argument(help='Folder of a run; several folders are seeds of one experiment.')],
-    groups:Annotated[Optional[str], typer.Option(help='Column of the clip index whose clips belong together, e.g. subject: intervals then speak of new subjects.')]=None,
+    groups:Annotated[Optional[str], typer.Option(
+        help='Column of the clip index whose clips belong together, e.g. subject: intervals then speak of new subjects.')]=None,
     student:Annotated[Optional[str], typer.Option(help='Step to judge; default: rgb+hallucination.')]=None,
-    out:Annotated[Optional[Path], typer.Option(help='JSON file to write; default: gap.json in the first run. The figure goes beside it as .html.')]=None,
+    out:Annotated[Optional[Path], typer.Option(
+        help='JSON file to write; default: gap.json in the first run. The figure goes beside it as .html.')]=None,
 ):
     "The gap report (student against the fair baselines and the teacher, with intervals and a verdict) and the whole report as report.html."
     from moddist.cli_data import write_html
@@ -181,12 +206,15 @@ def _is_tested(run):
     "Does results.json speak of every finished step, and of none that was trained since?"
     from moddist.core import read_json
     file, records = run/'results.json', list(run.glob('*/record.json'))
-    return file.is_file() and {r['name'] for r in read_json(file)['rows']} == {r.parent.name for r in records} and file.stat().st_mtime >= max(r.stat().st_mtime for r in records)
+    if not file.is_file() or {r['name'] for r in read_json(file)['rows']} != {r.parent.name for r in records}: return False
+    return file.stat().st_mtime >= max(r.stat().st_mtime for r in records)
 
+# %% ../nbs/07_cli.ipynb #1fb4ad76
 @app.command('preflight', epilog='Example:  moddist preflight runs/demo')
 def _preflight(
     run:Annotated[Path, typer.Argument(help='Folder of a run in which both streams of step 1 are finished.')],
-    peer:Annotated[Optional[Path], typer.Option(help='Run of the same settings with another seed: a second student, which removes the effect of averaging two networks.')]=None,
+    peer:Annotated[Optional[Path], typer.Option(
+        help='Run of the same settings with another seed: a second student, which removes the effect of averaging two networks.')]=None,
     out:Annotated[Optional[Path], typer.Option(help='HTML figure to write.')]=None,
 ):
     "Will it help? Go or no-go before the expensive steps, from the streams of step 1 and the validation clips."
@@ -196,6 +224,7 @@ def _preflight(
     print(found)
     if out: write_html(found.figure(), out)
 
+# %% ../nbs/07_cli.ipynb #f4aaa493
 @app.command('stress', epilog='Examples:  moddist stress runs/demo  |  moddist stress runs/demo --kind missing')
 def _stress(
     run:Annotated[Path, typer.Argument(help='Folder of a run.')],
@@ -217,6 +246,7 @@ def _stress(
     if found: print(found)
     if kind != 'missing': write_html(stress_figure(c, found), out or run/f'stress-{kind}.html')
 
+# %% ../nbs/07_cli.ipynb #e3a9b856
 @app.command('doctor', epilog='Example:  moddist doctor')
 def _doctor():
     "Check this machine: versions, video decoder, device, settings, data folders."
@@ -225,7 +255,8 @@ def _doctor():
     if not all(ok for *_, ok in rows): raise typer.Exit(1)
 
 # %% ../nbs/07_cli.ipynb #105d5a8b
-@app.command('export', epilog='Examples:  moddist export runs/demo student  |  moddist export runs/demo student --step rgb --format onnx --format pt2  |  moddist export runs/demo student --format weights')
+@app.command('export', epilog='Examples:  moddist export runs/demo student  |  moddist export runs/demo student --step rgb --format onnx '
+                              '--format pt2  |  moddist export runs/demo student --format weights')
 def _export(
     run:Annotated[Path, typer.Argument(help='Folder of a run.')],
     to:Annotated[Path, typer.Argument(help='Folder to make: student.json, model.safetensors, exports.')],
@@ -238,10 +269,14 @@ def _export(
     warnings.filterwarnings('ignore')
     from moddist.deploy import ship
     card = ship(run, to, step, [f for f in format if f != 'weights'], calibrate).card
-    for f, p in card.parity.items(): print(f'{f}: {p["same_answers"]} of {p["clips"]} clips answered alike, logits differ by at most {p["largest_difference"]:.1g} where they span {p["logit_range"]:.3g}')
+    for f, p in card.parity.items():
+        print(f'{f}: {p["same_answers"]} of {p["clips"]} clips answered alike, '
+              f'logits differ by at most {p["largest_difference"]:.1g} where they span {p["logit_range"]:.3g}')
     print(f'wrote {to}: {card.name}, reads {card.signal}, {len(card.columns)} classes' + f', temperature {card.temperature:g}'*calibrate)
 
-@app.command('predict', epilog='Examples:  moddist predict runs/demo a.mp4 b.mp4  |  moddist predict student cctv.mp4 --window 2 --stride 0.5 --out cctv.csv --plot cctv.png')
+# %% ../nbs/07_cli.ipynb #e1c7c458
+@app.command('predict', epilog='Examples:  moddist predict runs/demo a.mp4 b.mp4  |  '
+                               'moddist predict student cctv.mp4 --window 2 --stride 0.5 --out cctv.csv --plot cctv.png')
 def _predict(
     student:Annotated[Path, typer.Argument(help='Folder made by export, or of a run.')],
     videos:Annotated[list[Path], typer.Argument(help='Videos, or folders of images.')],
@@ -258,7 +293,8 @@ def _predict(
     import pandas as pd
     from moddist.core import DataError, atomic
     from moddist.deploy import likeliest, load_student, plot_timeline, timelines
-    if plot and (len(videos) > 1 or plot.suffix not in ('.png', '.svg', '.pdf')): raise DataError(f'--plot {plot}: expected a .png, .svg or .pdf, and one video')
+    if plot and (len(videos) > 1 or plot.suffix not in ('.png', '.svg', '.pdf')):
+        raise DataError(f'--plot {plot}: expected a .png, .svg or .pdf, and one video')
     for f in (out, plot):
         if f and f.is_dir(): raise DataError(f'{f}: is a folder; expected the name of a file')
     s = load_student(student, step, runtime)
@@ -266,23 +302,14 @@ def _predict(
     found = pd.concat([likeliest(s, t, v, top) for v, t in seen.items()])
     print(found.drop(columns=[] if len(s.card.heads) > 1 else 'head').round(3).to_string(index=False))
     if long := [v for v, t in seen.items() if window is None and s.card.seconds and t.stop_s.iloc[0] > 3*s.card.seconds]:
-        print(f'note: {long[0]} lasts {seen[long[0]].stop_s.iloc[0]:.0f} s, a training clip {s.card.seconds:g} s, and this is one answer for all of it; --window {s.card.seconds:g} judges it piece by piece')
+        print(f'note: {long[0]} lasts {seen[long[0]].stop_s.iloc[0]:.0f} s, a training clip {s.card.seconds:g} s, '
+              f'and this is one answer for all of it; --window {s.card.seconds:g} judges it piece by piece')
     if out:
         with atomic(out) as tmp: found.to_csv(tmp, index=False)
         print(f'wrote {out}')
     if plot:
         with atomic(plot) as tmp: plot_timeline(seen[videos[0]]).savefig(tmp, format=plot.suffix[1:], dpi=150)
         print(f'wrote {plot}')
-
-# %% ../nbs/07_cli.ipynb #31cf3d87
-def _serve(run, clips):
-    "Write a notebook with the live inspector into the run and open it in JupyterLab"
-    from moddist.core import DataError, write_json
-    if not (run/'run.json').is_file(): raise DataError(f'{run}: holds no run (no run.json); run a recipe first')
-    code = f'from moddist.report import run_maps\nfrom moddist.widgets import FeatureMapInspector\nFeatureMapInspector(run_maps({str(run.resolve())!r}, n_clips={clips}))'
-    cell = dict(cell_type='code', id='inspector', metadata={}, source=code, outputs=[], execution_count=None)
-    book = write_json(run/'inspect.ipynb', dict(cells=[cell], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')), nbformat=4, nbformat_minor=5))
-    os.execvp(sys.executable, [sys.executable, '-m', 'jupyter', 'lab', str(book)])
 
 # %% ../nbs/07_cli.ipynb #93d5aa4d
 def main():
@@ -294,5 +321,6 @@ def main():
         if _state['debug']: raise
         line = str(e).strip().splitlines()[0] if str(e).strip() else ''
         known = any(c.__name__ == 'ModdistError' for c in type(e).__mro__)
-        if isinstance(e, OSError) and e.filename: sys.exit(f'moddist: {e.filename}: {(e.strerror or "cannot be used").lower()}; check the path, or choose another')
+        if isinstance(e, OSError) and e.filename:
+            sys.exit(f'moddist: {e.filename}: {(e.strerror or "cannot be used").lower()}; check the path, or choose another')
         sys.exit(f'moddist: {line}' if known else f'moddist: {type(e).__name__}: {line} (moddist --debug ... shows where)')
