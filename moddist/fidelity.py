@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import Metric
 from fastai.torch_core import to_device
+from fastcore.basics import patch
 from torch import Tensor, nn
 from .clips import load_clip
 from .core import OKABE_ITO, DataError, ModelError, rng, signal
@@ -49,7 +50,7 @@ def map_correlation(
     real:Tensor, # [B, C, T, h, w] of the teacher
     hall:Tensor, # of the student; other channels, the same places
 )->Tensor: # [B], -1..1
-    "Pearson correlation over the places of a clip of the energy, the sum over channels of squares; 0 where a map has the same energy everywhere"
+    "Pearson correlation over the places of a clip of the energy, the sum over channels of squares; 0 where the energy is the same everywhere"
     def contrast(m):
         e = attention_map(_exact(m))
         d = e - e.mean(1, keepdim=True)
@@ -75,9 +76,10 @@ class _Moments:
 
 # %% ../nbs/05h_fidelity.ipynb #8515864b
 class StreamingCKA:
-    "Linear CKA of features that come batch by batch, e.g. `s.update(f_s, f_t)` for each and then `s.value` (Kornblith et al. 2019; Nguyen et al. 2021 for the batches)"
+    """Linear CKA of features that come batch by batch: `s.update(f_s, f_t)` for each and then `s.value` (Kornblith et al. 2019).
+    The unbiased estimates of the batches are added up (Nguyen et al. 2021); the plain CKA is that of all clips, exactly"""
     def __init__(self,
-        unbiased:bool=True, # add up the unbiased estimates of the batches, each of 4 clips or more; False: the plain CKA of all clips, exactly
+        unbiased:bool=True, # needs batches of 4 clips or more; False: the plain CKA
     ): self.unbiased, self._sums, self._moments = unbiased, torch.zeros(3, dtype=torch.float64), _Moments()
 
     def update(self,
@@ -86,7 +88,9 @@ class StreamingCKA:
     )->None:
         "Add a batch; `LossError` when the clips differ in number or are too few"
         n, least = len(f_s), 4 if self.unbiased else 1
-        if n != len(f_t) or n < least: raise LossError(f'a batch of {n} and {len(f_t)} clips: {"unbiased" if self.unbiased else "plain"} CKA needs the same clips, at least {least} in a batch; raise the batch size')
+        if n != len(f_t) or n < least:
+            raise LossError(f'a batch of {n} and {len(f_t)} clips: {"unbiased" if self.unbiased else "plain"} CKA needs the same clips, '
+                            f'at least {least} in a batch; raise the batch size')
         if not self.unbiased: return self._moments.add(f_s.flatten(1), f_t.flatten(1))
         k, l = (_gram(f) for f in (f_s, f_t))
         self._sums += n*torch.stack([_hsic(k, l, True), _own(k), _own(l)]).cpu()
@@ -159,13 +163,16 @@ def pool_picture(
 # %% ../nbs/05h_fidelity.ipynb #81352a2b
 class _Tally:
     "Running sums of one tap"
-    def __init__(self): self.clips, self.per_clip, self.energy, self.total, self.places, self.wrong, self.cka, self.moments = 0, 0., 0., 0., 0, 0., StreamingCKA(), {}
+    def __init__(self):
+        self.clips, self.places, self.cka, self.moments = 0, 0, StreamingCKA(), {}
+        self.per_clip = self.energy = self.total = self.wrong = 0.
 
     def add(self, real:Tensor, hall:Tensor, picture:Tensor|None, held:Tensor): # maps [B, C, T, h, w], picture [B, K, T', H, W], held [B] bool
         a, b = _exact(real), _exact(hall)
         self.clips, self.places = self.clips + len(a), self.places + a[:, 0].numel()
         self.per_clip = self.per_clip + torch.stack([map_cosine(a, b), map_correlation(a, b)]).sum(1)
-        self.total, self.energy, self.wrong = self.total + a.sum((0, 2, 3, 4)), self.energy + a.square().sum(), self.wrong + (a - b).square().sum()
+        self.total, self.energy = self.total + a.sum((0, 2, 3, 4)), self.energy + a.square().sum()
+        self.wrong = self.wrong + (a - b).square().sum()
         if len(a) >= 4: self.cka.update(b, a)
         if picture is None: return
         at = lambda x: x.movedim(1, -1)
@@ -179,13 +186,15 @@ class _Tally:
         spread = (self.energy - self.total.square().sum()/self.places).item()
         alive = spread > 1e-10*self.energy.item()
         cosine, correlation = (self.per_clip/self.clips).tolist()
-        return dict(cosine=cosine, cka=self.cka.value, correlation=correlation, distance=self.wrong.item()/spread if alive else float(self.wrong.item() > 0)) | self._probes()
+        distance = self.wrong.item()/spread if alive else float(self.wrong.item() > 0)
+        return dict(cosine=cosine, cka=self.cka.value, correlation=correlation, distance=distance) | self._probes()
 
     def _probes(self):
         m = self.moments
         if len(m) < 4: return {}
         fitted = {side: _ridge(m[side, 'fit']) for side in ('real', 'hall')}
-        found = {n: _judged(fitted[p], m[side, 'held']) for n, p, side in (('real', 'real', 'real'), ('hall', 'hall', 'hall'), ('transfer', 'real', 'hall'))}
+        which = (('real', 'real', 'real'), ('hall', 'hall', 'hall'), ('transfer', 'real', 'hall'))   # name, fitted to, judged on
+        found = {n: _judged(fitted[p], m[side, 'held']) for n, p, side in which}
         return {f'probe_{n}': r2 for n, (r2, _) in found.items()} | {f'rms_{n}': rms for n, (_, rms) in found.items()}
 
 # %% ../nbs/05h_fidelity.ipynb #e4ec8b42
@@ -201,21 +210,29 @@ def _judging(*models:nn.Module)->Iterator[None]:
 
 def _pairs(student, teacher, names)->dict[str, str]: # teacher's tap -> student's
     s, t = taps(student), taps(teacher)
-    pairs = dict(names) if isinstance(names, Mapping) else {n: n for n in ([names] if isinstance(names, str) else names or [n for n in t if n in s])}
-    if not pairs: raise ModelError(f'no tap in common: the teacher has {", ".join(t) or "none"}, the student {", ".join(s) or "none"}; pass taps={{teacher tap: student tap}}')
+    if isinstance(names, str): names = [names]
+    pairs = dict(names) if isinstance(names, Mapping) else {n: n for n in names or [n for n in t if n in s]}
+    if not pairs:
+        raise ModelError(f'no tap in common: the teacher has {", ".join(t) or "none"}, the student {", ".join(s) or "none"}; '
+                         'pass taps={teacher tap: student tap}')
     return pairs
 
 def _inputs(dl, xs, keys)->list[Tensor]:
     "The inputs of a batch by the names of their signals"
     known = [s.key for s in dl.signals]
-    if lost := [k for k in keys if k not in known]: raise ModelError(f'no input {lost[0]!r} in the loader, which has {", ".join(known)}: name it in clip_dls(signals=...)')
+    if lost := [k for k in keys if k not in known]:
+        raise ModelError(f'no input {lost[0]!r} in the loader, which has {", ".join(known)}: name it in clip_dls(signals=...)')
     return [xs[known.index(k)] for k in keys]
 
 def _checked(tap, real, hall):
     "Refuse maps that cannot be compared"
-    if real.shape != hall.shape: raise ModelError(f'tap {tap!r}: real map {list(real.shape)}, hallucinated map {list(hall.shape)}; expected the same: compare streams of one architecture, or other taps')
+    if real.shape != hall.shape:
+        raise ModelError(f'tap {tap!r}: real map {list(real.shape)}, hallucinated map {list(hall.shape)}; '
+                         'expected the same: compare streams of one architecture, or other taps')
     for who, m in (('teacher', real), ('student', hall)):
-        if bad := int((~m.isfinite()).sum()): raise ModelError(f'tap {tap!r}: {bad} of {m.numel()} values of the {who} are NaN or infinite; the network diverged: load an earlier checkpoint or train with a lower learning rate')
+        if bad := int((~m.isfinite()).sum()):
+            raise ModelError(f'tap {tap!r}: {bad} of {m.numel()} values of the {who} are NaN or infinite; '
+                             'the network diverged: load an earlier checkpoint or train with a lower learning rate')
 
 # %% ../nbs/05h_fidelity.ipynb #077aefc6
 def fidelity(
@@ -226,10 +243,11 @@ def fidelity(
     *,
     student_inputs:Sequence[str]=('rgb',), # keys of what the student reads
     teacher_inputs:Sequence[str]=('depth',), # keys of what the teacher reads
-    picture=None, # what the probe asks for: [N, K, T, H, W] in the loader's order, or `DepthImages(dl)`; None = the teacher's first input; False = no probe
+    picture=None, # what the probe asks for: [N, K, T, H, W], or `DepthImages(dl)`; None = the teacher's first input; False = no probe
     held:Sequence[bool]|None=None, # [N], clips on which the probe is judged; None = a fixed half of them
-)->pd.DataFrame: # tap, cosine, cka, correlation, distance, probe_real, probe_hall, probe_transfer (R2), rms_real, rms_hall, rms_transfer (unit of the picture), clips
-    "How faithfully a student's maps imitate the teacher's, a row per tap; `ModelError` for taps that do not fit or NaN, `LossError` for batches of fewer than 4 clips"
+)->pd.DataFrame: # tap, cosine, cka, correlation, distance, probe_... (R2) and rms_... of real, hall and transfer, clips
+    """How faithfully a student's maps imitate the teacher's, a row per tap; pictures in the order of the loader, rms in their unit.
+    `ModelError` for taps that do not fit or NaN, `LossError` for batches of fewer than 4 clips"""
     pairs, tallies, n = _pairs(student, teacher, taps), {}, 0
     device = getattr(dl, 'device', None) or 'cpu'
     with _judging(student.to(device), teacher.to(device)), capture(teacher, list(pairs)) as real, capture(student, list(pairs.values())) as hall:
@@ -239,12 +257,16 @@ def fidelity(
             teacher(*asked), student(*_inputs(dl, xs, student_inputs))
             shown = asked[0] if picture is None else None if picture is False else picture[n:n + size]
             part = torch.tensor(_half(n, size) if held is None else list(held[n:n + size]), dtype=torch.bool)
-            if shown is not None and (len(shown) != size or len(part) != size): raise DataError(f'{size} clips in a batch, but {len(shown)} pictures and {len(part)} entries of held: expected one per clip, in the order of the loader')
+            if shown is not None and (len(shown) != size or len(part) != size):
+                raise DataError(f'{size} clips in a batch, but {len(shown)} pictures and {len(part)} entries of held: '
+                                'expected one per clip, in the order of the loader')
             for t, s in pairs.items():
                 _checked(t, real.maps[t], hall.maps[s])
                 tallies.setdefault(t, _Tally()).add(real.maps[t], hall.maps[s], shown if shown is not None and shown.ndim == 5 else None, part)
             n += size
-            if n == size and size < 4: raise LossError(f'a batch of {size} clips: unbiased CKA needs at least 4 in a batch; read with bs=4 or more, e.g. test_dl(dls, df, bs=16)')
+            if n == size and size < 4:
+                raise LossError(f'a batch of {size} clips: unbiased CKA needs at least 4 in a batch; '
+                                'read with bs=4 or more, e.g. test_dl(dls, df, bs=16)')
     if not n: raise DataError('no clip in the loader: nothing to compare')
     return pd.DataFrame([dict(tap=t, **v.row(), clips=n) for t, v in tallies.items()])
 
@@ -255,8 +277,8 @@ def _half(start, n): return [rng('fidelity', i).random() < .5 for i in range(sta
 def _instead(net:nn.Module, tap:str, new:Tensor)->Iterator[None]:
     "The tap hands on another map"
     def hook(module, args, out):
-        if out.shape != new.shape: raise ModelError(f'tap {tap!r}: cannot put a map {list(new.shape)} in the place of {list(out.shape)}; swap streams of one architecture')
-        return new
+        if out.shape == new.shape: return new
+        raise ModelError(f'tap {tap!r}: cannot put a map {list(new.shape)} in the place of {list(out.shape)}; swap streams of one architecture')
     hook = taps(net)[tap].register_forward_hook(hook)
     try: yield
     finally: hook.remove()
@@ -292,13 +314,17 @@ def swap_test(
         for *xs, y in dl:
             xs = to_device(tuple(xs), device)
             z = _swapped(net, other, _inputs(dl, xs, inputs), _inputs(dl, xs, other_inputs), chosen, prefix)
-            if lost := [t for t in chosen if z[t] is None and taps]: raise ModelError(f'tap {lost[0]!r}: the network shows this map and does not read it, so that nothing can be swapped there; take the last tap')
+            if lost := [t for t in chosen if z[t] is None and taps]:
+                raise ModelError(f'tap {lost[0]!r}: the network shows this map and does not read it, '
+                                 'so that nothing can be swapped there; take the last tap')
             chosen = [t for t in chosen if z[t] is not None]
             for k, v in z.items(): found.setdefault(k, []).append(v)
             labels.append(y.cpu())
-    p = {k: Predictions(torch.cat(v).float().cpu(), torch.cat(labels)) for k, v in found.items() if k in ('nothing', 'logits', 'stream') or k in chosen}
-    answer = lambda k: p[k].logits.argmax(1)
-    return pd.DataFrame([dict(swapped=k, top1=top1(v)[0], se=top1(v)[1], changed=(answer(k) != answer('nothing')).float().mean().item(), n=len(v)) for k, v in p.items()])
+    kept = [k for k in found if k in ('nothing', 'logits', 'stream') or k in chosen]
+    p = {k: Predictions(torch.cat(found[k]).float().cpu(), torch.cat(labels)) for k in kept}
+    was = p['nothing'].logits.argmax(1)
+    return pd.DataFrame([dict(swapped=k, top1=top1(v)[0], se=top1(v)[1], changed=(v.logits.argmax(1) != was).float().mean().item(), n=len(v))
+                         for k, v in p.items()])
 
 # %% ../nbs/05h_fidelity.ipynb #055e4883
 @contextmanager
@@ -322,7 +348,8 @@ class _Column(Metric):
 COLUMNS = ('cosine', 'cka', 'correlation', 'distance') # of the last tap, in the log of a training
 
 class Fidelity(Callback):
-    "Measure fidelity on fixed validation clips before the first epoch and after every n-th; never moves weights, batch norm or random numbers; events before_fit, before_train, after_validate, after_fit; after `DistillCallback`, before the log"
+    """Measure fidelity on fixed validation clips before the first epoch and after every n-th; moves no weight, batch norm or random number.
+    Events before_fit, before_train, after_validate, after_fit; after `DistillCallback`, before the log"""
     order = 45
 
     def __init__(self,
@@ -336,12 +363,8 @@ class Fidelity(Callback):
         self.table, self.swaps, self.live, self._values = pd.DataFrame(), pd.DataFrame(), False, {}
 
     def before_fit(self):
-        self._cb = next((c for c in self.learn.cbs if isinstance(c, DistillCallback) and len(getattr(c.teacher, 'streams', ())) == 1), None)
-        if self._cb is None: raise ModelError('Fidelity compares with the one stream of a DistillCallback\'s teacher, and there is none here; add that callback, or call fidelity(student, teacher, dl)')
-        rows = pd.DataFrame(getattr(self.dls.valid.dataset, 'items', ()))
-        if len(rows) < 4: raise DataError(f'{len(rows)} validation clips: fidelity needs 4 or more; hold out another subject')
-        rows = rows.assign(_turn=rows.groupby('label').cumcount()).sort_values(['_turn', 'label'], kind='stable').drop(columns='_turn').head(self.clips)
-        with _aside(): self._dl = test_dl(self.dls, rows, bs=max(4, self.dls.bs))
+        self._cb = _compared(self.learn.cbs)
+        with _aside(): self._dl = test_dl(self.dls, _watched(self.dls.valid, self.clips), bs=max(4, self.dls.bs))
         sensor = next(s for s in self.dls.signals if s.key == self._cb.inputs[0])
         self._picture = DepthImages(self._dl, str(sensor))[:] if sensor.modality.key == 'depth' else None
         self._columns = [_Column(n, self._values) for n in (*COLUMNS, *(['swap'] if self.pair else []))]
@@ -361,24 +384,42 @@ class Fidelity(Callback):
         self.live = False
         self.learn.metrics = self.learn.metrics.filter(lambda m: m not in self._columns)
 
-    def _measure(self, epoch:int):
-        cb = self._cb
-        teacher, keys = cb.teacher.streams[0], dict(student_inputs=cb.student, teacher_inputs=cb.inputs)
-        with _aside():
-            now = fidelity(self.model, teacher, self._dl, self.taps, picture=self._picture, **keys)
-            self._values.update({k: now[k].iloc[-1] for k in COLUMNS})
-            self.table = pd.concat([self.table, now.assign(epoch=epoch)], ignore_index=True)
-            if self.pair is None: return
-            swap = swap_test(self.pair, self.model, self._dl, now.tap.iloc[-1], inputs=(*cb.student, *cb.inputs), other_inputs=cb.student)
-            self._values['swap'] = swap.set_index('swapped').top1[now.tap.iloc[-1]]
-            self.swaps = pd.concat([self.swaps, swap.assign(epoch=epoch)], ignore_index=True)
-
     def plot(self): return plot_fidelity(self.table, self.swaps) # matplotlib
 
     def figure(self): return fidelity_figure(self.table, self.swaps) # plotly
 
+# %% ../nbs/05h_fidelity.ipynb #c89c20e3
+def _watched(dl, n):
+    "n validation clips, going round the classes"
+    rows = pd.DataFrame(getattr(dl.dataset, 'items', ()))
+    if len(rows) < 4: raise DataError(f'{len(rows)} validation clips: fidelity needs 4 or more; hold out another subject')
+    turn = rows.groupby('label').cumcount()
+    return rows.assign(_turn=turn).sort_values(['_turn', 'label'], kind='stable').drop(columns='_turn').head(n)
+
+def _compared(cbs):
+    "The distillation callback whose teacher has one stream"
+    cb = next((c for c in cbs if isinstance(c, DistillCallback) and len(getattr(c.teacher, 'streams', ())) == 1), None)
+    if cb is not None: return cb
+    raise ModelError("Fidelity compares with the one stream of a DistillCallback's teacher, and there is none here; "
+                     'add that callback, or call fidelity(student, teacher, dl)')
+
+@patch
+def _measure(self:Fidelity, epoch:int):
+    "All measures now, and the swap, with every random number put back"
+    cb = self._cb
+    teacher, keys = cb.teacher.streams[0], dict(student_inputs=cb.student, teacher_inputs=cb.inputs)
+    with _aside():
+        now = fidelity(self.model, teacher, self._dl, self.taps, picture=self._picture, **keys)
+        self._values.update({k: now[k].iloc[-1] for k in COLUMNS})
+        self.table = pd.concat([self.table, now.assign(epoch=epoch)], ignore_index=True)
+        if self.pair is None: return
+        swap = swap_test(self.pair, self.model, self._dl, now.tap.iloc[-1], inputs=(*cb.student, *cb.inputs), other_inputs=cb.student)
+        self._values['swap'] = swap.set_index('swapped').top1[now.tap.iloc[-1]]
+        self.swaps = pd.concat([self.swaps, swap.assign(epoch=epoch)], ignore_index=True)
+
 # %% ../nbs/05h_fidelity.ipynb #d702b97f
-_PANELS = dict(cosine='cosine', cka='CKA, unbiased', correlation='correlation of energy', distance="squared error, share of\nthe teacher's variance", probe_hall='depth probe, R\u00b2', probe_transfer="the teacher's probe, R\u00b2")
+_PANELS = dict(cosine='cosine', cka='CKA, unbiased', correlation='correlation of energy', distance="squared error, share of\nthe teacher's variance",
+               probe_hall='depth probe, R\u00b2', probe_transfer="the teacher's probe, R\u00b2")
 _INKS = [OKABE_ITO[k] for k in ('blue', 'vermillion', 'green', 'purple', 'orange', 'sky', 'black')]
 
 def _lines(table, swaps)->list[tuple]:
@@ -388,12 +429,16 @@ def _lines(table, swaps)->list[tuple]:
     for key, title in _PANELS.items():
         if key not in table: continue
         ceiling = 'probe_real' if key.startswith('probe') else None
-        if over: lines = [(t, g.epoch.tolist(), g[k].tolist(), ink, k == ceiling) for (t, g), ink in zip(table.groupby('tap', sort=False), _INKS*len(table)) for k in (key, ceiling) if k]
-        else: lines = [('real' if k == ceiling else 'hallucinated', table.tap.tolist(), table[k].tolist(), _INKS[k != key], k == ceiling) for k in (key, ceiling) if k]
+        both = [k for k in (key, ceiling) if k]
+        if over: lines = [(t, g.epoch.tolist(), g[k].tolist(), ink, k == ceiling)
+                          for (t, g), ink in zip(table.groupby('tap', sort=False), _INKS*len(table)) for k in both]
+        else: lines = [('real' if k == ceiling else 'hallucinated', table.tap.tolist(), table[k].tolist(), _INKS[k != key], k == ceiling)
+                       for k in both]
         panels.append((title, lines))
     if swaps is not None and len(swaps):
-        names = dict.fromkeys(s for s in swaps.swapped if s not in ('logits', 'stream'))
-        panels.append(('top-1 of the pair', [(s, g.epoch.tolist(), g.top1.tolist(), OKABE_ITO['grey'] if s == 'nothing' else _INKS[0], s == 'nothing') for s in names for g in [swaps[swaps.swapped == s]]]))
+        parts = {s: g for s, g in swaps.groupby('swapped', sort=False) if s not in ('logits', 'stream')}
+        panels.append(('top-1 of the pair', [(s, g.epoch.tolist(), g.top1.tolist(), OKABE_ITO['grey'] if s == 'nothing' else _INKS[0], s == 'nothing')
+                                             for s, g in parts.items()]))
     return panels
 
 # %% ../nbs/05h_fidelity.ipynb #60d8ba70
@@ -408,7 +453,9 @@ def plot_fidelity(
     fig = Figure(figsize=(2.5*min(4, len(panels)) + .3, 2.2*rows + .4), layout='constrained')
     axs = list(fig.subplots(rows, min(4, len(panels)), squeeze=False).flat)
     for ax, (title, lines) in zip(axs, panels):
-        for label, x, y, ink, dotted in lines: ax.plot(x, y, ':' if dotted else '-' if over else 'o-', color=ink, lw=1.2 if dotted else 1.6, ms=4, label=None if dotted and over else label)
+        for label, x, y, ink, dotted in lines:
+            ax.plot(x, y, ':' if dotted else '-' if over else 'o-', color=ink, lw=1.2 if dotted else 1.6, ms=4,
+                    label=None if dotted and over else label)
         ax.set_title(title, fontsize=9); ax.tick_params(labelsize=7); ax.spines[['top', 'right']].set_visible(False)
         if over: ax.set_xlabel('epochs of training', fontsize=8)
         lo, hi = ax.get_ylim(); ax.set_ylim(min(lo, 0), max(hi, .05))
@@ -417,6 +464,7 @@ def plot_fidelity(
     fig.legend(handles.values(), handles, loc='outside lower center', ncols=len(handles), fontsize=8, frameon=False)
     return fig
 
+# %% ../nbs/05h_fidelity.ipynb #1de3e568
 def fidelity_figure(
     table:pd.DataFrame, # as in `plot_fidelity`
     swaps:pd.DataFrame|None=None, # as in `plot_fidelity`
@@ -425,16 +473,19 @@ def fidelity_figure(
     from plotly.subplots import make_subplots
     panels, over = _lines(table, swaps), 'epoch' in table
     cols, rows, seen = min(4, len(panels)), -(-len(panels)//4), set()
-    fig = make_subplots(rows, cols, subplot_titles=[t.replace('\n', '<br>') for t, _ in panels], horizontal_spacing=.06, vertical_spacing=.28)
+    titles = [t.replace('\n', '<br>') for t, _ in panels]
+    fig = make_subplots(rows, cols, subplot_titles=titles, horizontal_spacing=.06, vertical_spacing=.28)
     for i, (_, lines) in enumerate(panels):
         for label, x, y, ink, dotted in lines:
             name = label if not (dotted and over) else f'{label}, real' if label != 'nothing' else 'nothing swapped'
-            fig.add_scatter(x=x, y=y, mode='lines' if over else 'lines+markers', line=dict(color=ink, dash='dot' if dotted else 'solid'), name=name, legendgroup=name, showlegend=name not in seen and not (dotted and over),
+            fig.add_scatter(x=x, y=y, mode='lines' if over else 'lines+markers', line=dict(color=ink, dash='dot' if dotted else 'solid'),
+                            name=name, legendgroup=name, showlegend=name not in seen and not (dotted and over),
                             hovertemplate=f'{name}: %{{y:.3f}}<extra></extra>', row=i//cols + 1, col=i % cols + 1)
             seen.add(name)
     fig.update_yaxes(rangemode='tozero'); fig.update_annotations(font_size=12)
     if over: fig.update_xaxes(title=dict(text='epochs of training', font_size=11))
-    return fig.update_layout(template='plotly_white', height=250*rows + 110, margin=dict(l=40, r=20, t=60, b=40), legend=dict(orientation='h', y=-.3/rows, x=.5, xanchor='center'))
+    return fig.update_layout(template='plotly_white', height=250*rows + 110, margin=dict(l=40, r=20, t=60, b=40),
+                             legend=dict(orientation='h', y=-.3/rows, x=.5, xanchor='center'))
 
 # %% ../nbs/05h_fidelity.ipynb #83eab5b3
 def _opened(out, df, split):
@@ -442,7 +493,8 @@ def _opened(out, df, split):
     out, c, s, t = Path(out), reading(out), signal(reading(out).student), signal(privileged(out))
     df = open_index(out) if df is None else df
     rows = df[df.split == split]
-    if len(rows) < 4: raise DataError(f'{len(rows)} clips of split {split!r}: expected 4 or more; the index has {", ".join(sorted(set(df.split)))}')
+    if len(rows) < 4:
+        raise DataError(f'{len(rows)} clips of split {split!r}: expected 4 or more; the index has {", ".join(sorted(set(df.split)))}')
     def load(step):
         if not (out/step/'record.json').is_file(): raise DataError(f'{out}: step {step!r} is not finished; run the recipe to its end first')
         return load_model(out/step/'model.safetensors')
@@ -457,8 +509,9 @@ def fidelity_run(
     *,
     step:str='hallucination', # of step 3, or the pair of step 4, e.g. 'rgb+hallucination'
     taps:str|Sequence[str]|None=None, # as in `fidelity`
-)->pd.DataFrame: # as of `fidelity`; the probe is asked for metres where the teacher reads depth, and judged on half of the subjects where there are several
-    "Fidelity of the hallucination of a run; `DataError` when a step is missing"
+)->pd.DataFrame: # as of `fidelity`
+    """Fidelity of the hallucination of a run; `DataError` when a step is missing.
+    The probe is asked for metres where the teacher reads depth, and judged on half of the subjects where there are several"""
     dl, s, t, load, real = _opened(out, df, split)
     model, who = load(step), [r.get('subject') for r in dl.dataset.items]
     held = [w in sorted(set(who))[::2] for w in who] if None not in who and len(set(who)) > 1 else None
@@ -472,7 +525,8 @@ def swap_run(
     *,
     taps:str|Sequence[str]|None=None, # as in `swap_test`
 )->pd.DataFrame: # as of `swap_test`, with net: the pair that was changed
-    "The swap test of a run in both directions: the real stream into student + hallucination, and the hallucination into student + teacher; `DataError` when a step is missing"
+    """The swap test of a run in both directions; `DataError` when a step is missing.
+    The real stream goes into student + hallucination, and the hallucination into student + teacher"""
     dl, s, t, load, real = _opened(out, df, split)
     s, t, with_hall = s.key, t.key, f'{s.key}+hallucination'
     there = swap_test(load(with_hall), real, dl, taps, inputs=[s], other_inputs=[t]).assign(net=with_hall)

@@ -50,7 +50,7 @@ def test_cosine_and_correlation_by_loops(shape):
 def test_identical_maps_agree_and_scale_does_not_matter(seed, scale, B, C):
     a, b = rand(B, C, 2, 3, 3, seed=seed).relu(), rand(B, C, 2, 3, 3, seed=seed + 100)
     assert torch.allclose(map_cosine(a, a), torch.ones(B).double()) and torch.allclose(map_cosine(a, scale*a), torch.ones(B).double())
-    assert torch.allclose(map_cosine(a, scale*b), map_cosine(a, b)) and torch.allclose(map_correlation(a, scale*b), map_correlation(a, b))
+    assert torch.allclose(map_cosine(a, scale*b.double()), map_cosine(a, b)) and torch.allclose(map_correlation(a, scale*b.double()), map_correlation(a, b))
     assert map_cosine(b, -b).allclose(-torch.ones(B).double()) and map_correlation(b, -b).allclose(torch.ones(B).double())
     assert map_cosine(a, b).abs().max() <= 1 + 1e-9 and map_correlation(a, b).abs().max() <= 1 + 1e-9
 
