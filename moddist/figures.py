@@ -41,17 +41,20 @@ from .viz import COLOURS, _colorscale, _layer, png, scale, view
 # %% ../nbs/04d_figures.ipynb #5013ac4e
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif' # of all figures and pages
 
-
 @lru_cache
 def _template():
     "The plotly template of all figures"
     import plotly.graph_objects as go
-    axis = dict(showline=True, linecolor='#5b6577', ticks='outside', ticklen=4, tickcolor='#5b6577', gridcolor='#e8ebf0', zeroline=False, automargin=True, title=dict(standoff=8, font=dict(size=13)))
+    axis = dict(showline=True, linecolor='#5b6577', ticks='outside', ticklen=4, tickcolor='#5b6577', gridcolor='#e8ebf0', zeroline=False,
+                automargin=True, title=dict(standoff=8, font=dict(size=13)))
     bar = dict(outlinewidth=0, thickness=12, tickfont=dict(size=11), ticklen=3)
-    return go.layout.Template(layout=dict(
-        font=dict(family=FONT, size=12, color='#1d2433'), title=dict(font=dict(size=15), x=.01, xanchor='left', yanchor='top', pad=dict(t=4)), colorway=INK, paper_bgcolor='white', plot_bgcolor='white', xaxis=axis, yaxis=axis,
-        margin=dict(l=64, r=20, t=56, b=52), legend=dict(bgcolor='rgba(255,255,255,.75)', font=dict(size=12)), hoverlabel=dict(font=dict(family=FONT, size=12)), annotationdefaults=dict(font=dict(size=13)),
-        coloraxis=dict(colorbar=bar), colorscale=dict(sequential=_colorscale(COLOURS['feature']), diverging=_colorscale(COLOURS['diff']))), data=dict(heatmap=[dict(colorbar=bar)]))
+    title = dict(font=dict(size=15), x=.01, xanchor='left', yanchor='top', pad=dict(t=4))
+    scales = dict(sequential=_colorscale(COLOURS['feature']), diverging=_colorscale(COLOURS['diff']))
+    return go.layout.Template(data=dict(heatmap=[dict(colorbar=bar)]), layout=dict(
+        font=dict(family=FONT, size=12, color='#1d2433'), title=title, colorway=INK, paper_bgcolor='white', plot_bgcolor='white',
+        xaxis=axis, yaxis=axis, margin=dict(l=64, r=20, t=56, b=52), legend=dict(bgcolor='rgba(255,255,255,.75)', font=dict(size=12)),
+        hoverlabel=dict(font=dict(family=FONT, size=12)), annotationdefaults=dict(font=dict(size=13)),
+        coloraxis=dict(colorbar=bar), colorscale=scales))
 
 def look(
     fig, # a plotly figure of any origin
@@ -82,14 +85,16 @@ def figure_block(
 )->str: # part of a page
     "A figure as a part of a page made by `figure_page`"
     text = fig.to_json().replace('<', '\\u003c')
-    return f'<div class="scroll"><div class="figure" style="min-width:{min_width}px"><div class="plot"></div><script type="application/json">{text}</script></div></div>'
+    data = f'<script type="application/json">{text}</script>'
+    return f'<div class="scroll"><div class="figure" style="min-width:{min_width}px"><div class="plot"></div>{data}</div></div>'
 
 def figure_page(
     title:str, # of the browser window
     body:str, # HTML, with parts from `figure_block`
 )->str: # a complete HTML page
     "A page that draws its figures without a network"
-    parts = dict(title=html.escape(title), body=body, css=_static('figures.css'), js=_static('figures.js'), plotly=_plotly() if 'class="plot"' in body else '')
+    plotly = _plotly() if 'class="plot"' in body else ''
+    parts = dict(title=html.escape(title), body=body, css=_static('figures.css'), js=_static('figures.js'), plotly=plotly)
     return re.sub(r'\{\{(\w+)\}\}', lambda m: parts[m[1]], _static('figures.html'))
 
 # %% ../nbs/04d_figures.ipynb #f2ebf939
@@ -97,16 +102,23 @@ _BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-sta
 
 def browser()->str: # path of the program
     "A browser on this machine that can draw without a window; `ModdistError` says what to install"
-    if (found := os.environ.get('CHROMIUM')) and not shutil.which(found): raise ModdistError(f'CHROMIUM={found}: no such program; correct the variable or unset it')
-    own = [*Path.home().glob('.cache/ms-playwright/chromium-*/chrome-linux*/chrome'), *map(Path, ('/Applications/Google Chrome.app/Contents/MacOS/Google Chrome',))]
+    if (found := os.environ.get('CHROMIUM')) and not shutil.which(found):
+        raise ModdistError(f'CHROMIUM={found}: no such program; correct the variable or unset it')
+    own = [*Path.home().glob('.cache/ms-playwright/chromium-*/chrome-linux*/chrome'),
+           Path('/Applications/Google Chrome.app/Contents/MacOS/Google Chrome')]
     found = found or next((p for b in _BROWSERS if (p := shutil.which(b))), None) or next((str(p) for p in own if p.is_file()), None)
-    if not found: raise ModdistError('a picture of a plotly figure needs a Chrome or Chromium, and none was found: apt-get install chromium, or set CHROMIUM to its path, or save as .html')
-    return found
+    if found: return found
+    raise ModdistError('a picture of a plotly figure needs a Chrome or Chromium, and none was found: '
+                       'apt-get install chromium, or set CHROMIUM to its path, or save as .html')
 
+# %% ../nbs/04d_figures.ipynb #70f191d1
+_FLAGS = ('--headless', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync')
 _DRAW = '''<!doctype html><meta charset="utf-8"><body><div id="out"></div><script>{js}</script><script>
 const f = {fig};
 Plotly.toImage({{data: f.data, layout: f.layout}}, {{format: '{kind}', width: {width}, height: {height}, scale: {scale}}})
-  .then(u => {{ document.body.textContent = 'PICTURE ' + (u.startsWith('data:image/svg') ? btoa(unescape(encodeURIComponent(decodeURIComponent(u.slice(u.indexOf(',') + 1))))) : u.slice(u.indexOf(',') + 1)) + ' END'; }})
+  .then(u => {{
+    const body = u.slice(u.indexOf(',') + 1), svg = u.startsWith('data:image/svg');
+    document.body.textContent = 'PICTURE ' + (svg ? btoa(unescape(encodeURIComponent(decodeURIComponent(body)))) : body) + ' END'; }})
   .catch(e => {{ document.body.textContent = 'FAILED ' + e + ' END'; }});
 </script>'''
 
@@ -121,15 +133,18 @@ def picture(
     "Draw a figure with a browser of this machine; `ModdistError` when there is none or it gives nothing"
     from plotly.offline import get_plotlyjs
     program, size = browser(), dict(width=width or fig.layout.width or 800, height=height or fig.layout.height or 450)
+    page = _DRAW.format(js=get_plotlyjs(), fig=fig.to_json().replace('<', '\\u003c'), kind=kind, scale=scale, **size)
+    sorry = '{}: gave no picture ({}); set CHROMIUM to another browser, or save as .html'.format
     with tempfile.TemporaryDirectory() as d:
         file = Path(d)/'figure.html'
-        file.write_text(_DRAW.format(js=get_plotlyjs(), fig=fig.to_json().replace('<', '\\u003c'), kind=kind, scale=scale, **size), encoding='utf-8')
-        call = [program, '--headless', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', f'--user-data-dir={d}/profile', '--virtual-time-budget=20000', '--dump-dom', file.as_uri()]
-        if hasattr(os, 'geteuid') and os.geteuid() == 0: call.insert(1, '--no-sandbox')             # the sandbox refuses to run as root; the page is ours and has no network
+        file.write_text(page, encoding='utf-8')
+        call = [program, *_FLAGS, f'--user-data-dir={d}/profile', '--virtual-time-budget=20000', '--dump-dom', file.as_uri()]
+        # the sandbox refuses to run as root; the page is ours and has no network
+        if hasattr(os, 'geteuid') and os.geteuid() == 0: call.insert(1, '--no-sandbox')
         try: done = subprocess.run(call, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
-        except (OSError, subprocess.TimeoutExpired) as e: raise ModdistError(f'{program}: gave no picture ({type(e).__name__}); set CHROMIUM to another browser, or save as .html') from None
+        except (OSError, subprocess.TimeoutExpired) as e: raise ModdistError(sorry(program, type(e).__name__)) from None
     found = re.search(r'PICTURE (\S+) END', done.stdout)
-    if not found: raise ModdistError(f'{program}: gave no picture ({(re.search("FAILED (.*?) END", done.stdout) or [0, f"exit code {done.returncode}"])[1]}); set CHROMIUM to another browser, or save as .html')
+    if not found: raise ModdistError(sorry(program, (re.search('FAILED (.*?) END', done.stdout) or [0, f'exit code {done.returncode}'])[1]))
     return base64.b64decode(found[1])
 
 # %% ../nbs/04d_figures.ipynb #8e2d6e4f
@@ -138,12 +153,14 @@ def save_figure(
     path:str|Path, # ends in .html, .png or .svg
     **size, # `width`, `height`, `scale` of `picture`
 )->Path: # the file, whole or not at all
-    "Write a figure: .html is one file that works offline and shows the clips behind dots, .png and .svg are drawn by a browser of this machine; `DataError` on another ending"
+    """Write a figure; `DataError` on another ending.
+    .html is one file that works offline and shows the clips behind dots, .png and .svg are drawn by a browser of this machine"""
     path = Path(path)
     kind = path.suffix.lower()[1:]
     if kind not in ('html', 'png', 'svg'): raise DataError(f'{path}: expected a name ending in .html, .png or .svg')
     if hasattr(fig, 'savefig'):
-        if kind == 'html': raise DataError(f'{path}: a matplotlib figure cannot become a page; save it as .png or .svg, or draw its plotly twin')
+        if kind == 'html':
+            raise DataError(f'{path}: a matplotlib figure cannot become a page; save it as .png or .svg, or draw its plotly twin')
         with atomic(path) as tmp: fig.savefig(tmp, format=kind, dpi=96*size.get('scale', 2))
         return path
     title = re.sub('<[^>]*>', ' ', fig.layout.title.text or path.stem)
@@ -155,7 +172,7 @@ def twin(
     fig, # plotly figure
     **size, # `width`, `height`, `scale` of `picture`
 )->None:
-    "Display a figure and a picture of it in one output: Jupyter shows the figure, a code host the picture; where there is no browser, the figure alone"
+    "Display a figure and a picture of it in one output: Jupyter shows the figure, a code host the picture; without a browser, the figure alone"
     import plotly.io as pio
     from IPython.display import display
     shown = dict(pio.renderers['plotly_mimetype'].to_mimebundle(fig.to_dict()))
@@ -166,16 +183,28 @@ def twin(
 # %% ../nbs/04d_figures.ipynb #b284d1a7
 def _heat(fig, z, row, col, axis, hover=''):
     "One picture of numbers, pixels as they are, its first row on top"
-    fig.add_heatmap(z=np.where(np.isnan(z), None, z.astype(object)) if np.isnan(z).any() else z, coloraxis=axis, hovertemplate=f'%{{z:.4~g}} {hover}<br>x %{{x}}, y %{{y}}<extra></extra>', row=row, col=col)
+    if np.isnan(z).any(): z = np.where(np.isnan(z), None, z.astype(object))
+    fig.add_heatmap(z=z, coloraxis=axis, hovertemplate=f'%{{z:.4~g}} {hover}<br>x %{{x}}, y %{{y}}<extra></extra>', row=row, col=col)
 
 def _square(fig, row, col):
     "Equal units, no ticks"
     name = fig.get_subplot(row, col).xaxis.plotly_name.replace('xaxis', 'x')
     fig.update_xaxes(visible=False, constrain='domain', row=row, col=col)
-    fig.update_yaxes(autorange='reversed', scaleanchor=name, constrain='domain', showticklabels=False, ticks='', showline=False, showgrid=False, row=row, col=col)
+    fig.update_yaxes(autorange='reversed', scaleanchor=name, constrain='domain', showticklabels=False, ticks='', showline=False, showgrid=False,
+                     row=row, col=col)
 
 def _minus(x, digits=2): return 'undefined' if np.isnan(x) else f'{x:.{digits}f}'.replace('-', '\N{MINUS SIGN}')
 
+def _scales(fig, scales, layer):
+    "One scale for real and hallucinated maps of all columns, one for their differences"
+    lo, hi, d = min(s.lo for s in scales), max(s.hi for s in scales), max(s.diff for s in scales)
+    bar = lambda title, y, n=.3: dict(title=dict(text=title, side='right'), x=1.01, y=y, len=n, thickness=10)
+    fig.update_layout(
+        coloraxis=dict(colorscale=_colorscale(COLOURS['feature']), cmin=lo, cmax=hi, colorbar=bar(f'activation, {layer}', .67, .64)),
+        coloraxis2=dict(colorscale=_colorscale(COLOURS['diff']), cmin=-d, cmax=d, colorbar=bar('difference', .155)),
+        coloraxis3=dict(colorscale=_colorscale(COLOURS['depth']), showscale=False))
+
+# %% ../nbs/04d_figures.ipynb #2b4b8791
 def feature_figure(
     maps:FeatureMaps, # one clip
     layer:str|None=None, # name of the tap; None = the deepest with at least 8 cells a side
@@ -193,29 +222,31 @@ def feature_figure(
     if maps.depth.ndim == 3: _heat(fig, views[0].depth.astype(float), 2, 1, 'coloraxis3', maps.unit)
     else: fig.add_image(source=png(views[0].depth), row=2, col=1, hoverinfo='skip')
     for j, v in enumerate(views, 2):
-        for i, (z, axis) in enumerate(((v.real, 'coloraxis'), (v.hallucinated, 'coloraxis'), (v.diff, 'coloraxis2')), 1): _heat(fig, z, i, j, axis)
+        rows = (v.real, 'coloraxis'), (v.hallucinated, 'coloraxis'), (v.diff, 'coloraxis2')
+        for i, (z, axis) in enumerate(rows, 1): _heat(fig, z, i, j, axis)
     for i in (1, 2, 3):
         for j in range(1, len(chosen) + 2): _square(fig, i, j)
         fig.update_yaxes(title=('real', 'hallucinated', 'hallucinated \N{MINUS SIGN} real')[i - 1], row=i, col=2)
     for i, name in enumerate((maps.student_title, maps.teacher_title), 1): fig.update_yaxes(title=html.escape(name), row=i, col=1)
-    d = max(s.diff for s in scales)
-    bar = lambda title, y, n=.3: dict(title=dict(text=title, side='right'), x=1.01, y=y, len=n, thickness=10)
-    fig.update_layout(coloraxis=dict(colorscale=_colorscale(COLOURS['feature']), cmin=min(s.lo for s in scales), cmax=max(s.hi for s in scales), colorbar=bar(f'activation, {layer}', .67, .64)),
-                      coloraxis2=dict(colorscale=_colorscale(COLOURS['diff']), cmin=-d, cmax=d, colorbar=bar('difference', .155)), coloraxis3=dict(colorscale=_colorscale(COLOURS['depth']), showscale=False), plot_bgcolor='white', margin=dict(l=10, r=90, t=84, b=10))
+    _scales(fig, scales, layer)
+    fig.update_layout(plot_bgcolor='white', margin=dict(l=10, r=90, t=84, b=10))
     for note in fig.layout.annotations: note.font.size = 11
     return look(fig, title=f'{html.escape(maps.action or maps.clip_id)}, frame {frame}', height=470)
 
 # %% ../nbs/04d_figures.ipynb #dd3946f1
-UNITS = dict(loss='nats per clip', accuracy='share of clips', soft='nats per clip', kd='nats per clip', features='in units of the term', correlation='\N{MINUS SIGN}1 to 1') # of logged columns
+UNITS = dict(loss='nats per clip', accuracy='share of clips', soft='nats per clip', kd='nats per clip', # of logged columns
+             features='in units of the term', correlation='\N{MINUS SIGN}1 to 1')
 
 def _panels(log, columns=None):
     "{panel: its columns}, in order of the log"
     nums = [c for c in log.select_dtypes('number') if c not in ('epoch', 'step')]
     stem = lambda c: c.removeprefix('valid_').removeprefix('train_')
     found = {p: [c for c in nums if stem(c) == p] for p in dict.fromkeys(stem(c) for c in (columns or nums))}
-    if lost := [p for p, v in found.items() if not v] or not found: raise DataError(f'the log has no numeric column {lost[0]!r}; found {", ".join(nums)}' if found else f'the log has no numeric column to draw, only {", ".join(map(str, log.columns)) or "nothing"}')
+    if not found: raise DataError(f'the log has no numeric column to draw, only {", ".join(map(str, log.columns)) or "nothing"}')
+    if lost := [p for p, v in found.items() if not v]: raise DataError(f'the log has no numeric column {lost[0]!r}; found {", ".join(nums)}')
     return found
 
+# %% ../nbs/04d_figures.ipynb #43143909
 def term_curves(
     log:pd.DataFrame, # one row per epoch; a column 'epoch' is the x axis; 'valid_x' is drawn with 'x' or 'train_x'
     columns:Sequence[str]|None=None, # panels to draw, None = all numeric columns
@@ -226,13 +257,15 @@ def term_curves(
     panels = _panels(log, columns)
     x, cols = log['epoch'] if 'epoch' in log else np.arange(len(log)), min(len(panels), 4 if len(panels) % 4 == 0 else 3)
     rows = -(-len(panels)//cols)
-    fig = make_subplots(rows, cols, subplot_titles=[html.escape(p) for p in panels], horizontal_spacing=.27/cols, vertical_spacing=84/(230*rows + 1) if rows > 1 else 0)
+    fig = make_subplots(rows, cols, subplot_titles=[html.escape(p) for p in panels], horizontal_spacing=.27/cols,
+                        vertical_spacing=84/(230*rows + 1) if rows > 1 else 0)
     for i, (p, names) in enumerate(panels.items()):
         at, seen = dict(row=i//cols + 1, col=i % cols + 1), {t.name for t in fig.data}
         for c in names:
             kind = 'valid' if c.startswith('valid_') else 'train'
-            fig.add_scatter(x=x, y=log[c], mode='lines' + '+markers'*(len(log) < 3), name=kind, legendgroup=kind, showlegend=kind not in seen, line=dict(color=INK[1] if kind == 'valid' else INK[0], dash='dash' if kind == 'valid' else 'solid', width=2),
-                            hovertemplate=f'{html.escape(c)} %{{y:.4g}}<br>epoch %{{x}}<extra></extra>', **at)
+            line = dict(color=INK[1], dash='dash', width=2) if kind == 'valid' else dict(color=INK[0], dash='solid', width=2)
+            fig.add_scatter(x=x, y=log[c], mode='lines' + '+markers'*(len(log) < 3), name=kind, legendgroup=kind, showlegend=kind not in seen,
+                            line=line, hovertemplate=f'{html.escape(c)} %{{y:.4g}}<br>epoch %{{x}}<extra></extra>', **at)
             seen.add(kind)
         fig.update_yaxes(title_text=UNITS.get(p, ''), type='log' if log_scale else 'linear', **at)
     fig.update_layout(legend=dict(orientation='h', x=1, xanchor='right', y=1, yanchor='top', yref='container'), margin_t=64)
@@ -245,16 +278,21 @@ def accuracy_figure(
     chance:float|None=None, # accuracy of guessing, 0..1
     highlight:Sequence[str]=('rgb+hallucination',), # names drawn in the second colour
 ): # plotly Figure
-    "Accuracies with 95 % intervals, one line per model: over seeds where there are several, else over clips (`curves.plot_table` is its matplotlib twin)"
+    """Accuracies with 95 % intervals, one line per model: over seeds where there are several, else over clips
+    (`curves.plot_table` is its matplotlib twin)"""
     import plotly.graph_objects as go
     df, s, fig = pd.DataFrame(rows), summary_rows(rows), go.Figure()
     for r in s.itertuples():
         colour, name, each = INK[r.name in highlight], html.escape(r.name), 100*df[df.name == r.name].top1
-        known = not np.isnan(r.lo)
+        bar, told = None, ''
+        if not np.isnan(r.lo):
+            bar = dict(type='data', symmetric=False, array=[100*(r.hi - r.top1)], arrayminus=[100*(r.top1 - r.lo)], color=colour,
+                       thickness=2, width=0)
+            told = f' ({100*r.lo:.1f} to {100*r.hi:.1f})'
         fig.add_scatter(x=[100*r.top1], y=[name], mode='markers', marker=dict(color=colour, size=10), showlegend=False,
-                        error_x=dict(type='data', symmetric=False, array=[100*(r.hi - r.top1)], arrayminus=[100*(r.top1 - r.lo)], color=colour, thickness=2, width=0) if known else None,
-                        hovertemplate=f'{name}: %{{x:.1f}} %' + (f' ({100*r.lo:.1f} to {100*r.hi:.1f})' if known else '') + '<extra></extra>')
-        if r.runs > 1: fig.add_scatter(x=each, y=[name]*len(each), mode='markers', marker=dict(color=colour, size=6, opacity=.45), showlegend=False, hovertemplate='one seed: %{x:.1f} %<extra></extra>')
+                        error_x=bar, hovertemplate=f'{name}: %{{x:.1f}} %{told}<extra></extra>')
+        if r.runs > 1: fig.add_scatter(x=each, y=[name]*len(each), mode='markers', marker=dict(color=colour, size=6, opacity=.45),
+                                       showlegend=False, hovertemplate='one seed: %{x:.1f} %<extra></extra>')
     if chance is not None: fig.add_vline(100*chance, line=dict(color='#777', width=1, dash='dot'), annotation_text='chance', annotation_font_size=11)
     fig.update_yaxes(type='category', autorange='reversed', showgrid=False, ticks='')
     return look(fig.update_layout(margin_t=24), x='test accuracy, % (bar: 95 % interval)', y='', height=80 + 26*len(s))
@@ -290,9 +328,13 @@ def confusion_difference(
     return _confusion_figure(d, n, a, b, order, cols, classes, rates, names)
 
 def _same_clips(student, baseline):
-    if len(student) != len(baseline) or not torch.equal(student.labels.long(), baseline.labels.long()) or (student.clip_ids and baseline.clip_ids and student.clip_ids != baseline.clip_ids):
-        raise DataError(f'student and baseline answered different clips ({len(student)} and {len(baseline)}, or another order): predict the same test clips with both')
-    if student.logits.shape[1] != baseline.logits.shape[1]: raise DataError(f'student has {student.logits.shape[1]} classes, baseline {baseline.logits.shape[1]}; expected models for the same classes')
+    "Refuse predictions of different clips, or of models for other classes"
+    other_names = student.clip_ids and baseline.clip_ids and student.clip_ids != baseline.clip_ids
+    if len(student) != len(baseline) or not torch.equal(student.labels.long(), baseline.labels.long()) or other_names:
+        raise DataError(f'student and baseline answered different clips ({len(student)} and {len(baseline)}, or another order): '
+                        'predict the same test clips with both')
+    a, b = student.logits.shape[1], baseline.logits.shape[1]
+    if a != b: raise DataError(f'student has {a} classes, baseline {b}; expected models for the same classes')
 
 # %% ../nbs/04d_figures.ipynb #138f0a7e
 def _confusion_figure(d, n, a, b, order, cols, classes, rates, names):
@@ -301,14 +343,20 @@ def _confusion_figure(d, n, a, b, order, cols, classes, rates, names):
     top, unit = max(float(np.abs(d).max()), 1e-6), 'points' if rates else 'clips'
     say = lambda v: '' if abs(v) < .5 else f'{v:+.0f}'.replace('-', '\N{MINUS SIGN}')
     x, y = [html.escape(classes[c]) for c in cols], [html.escape(classes[c]) for c in order]
-    told = [[f'{y[i]} answered as {x[j]}<br>{names[0]}: {a[r, c]:.0f} of {n[r]:.0f} clips<br>{names[1]}: {b[r, c]:.0f} of {n[r]:.0f} clips<br>difference {d[i, j]:+.1f} {unit}' for j, c in enumerate(cols)] for i, r in enumerate(order)]
+    def told(i, j):
+        r, c = order[i], cols[j]
+        return (f'{y[i]} answered as {x[j]}<br>{names[0]}: {a[r, c]:.0f} of {n[r]:.0f} clips<br>{names[1]}: {b[r, c]:.0f} of {n[r]:.0f} clips'
+                f'<br>difference {d[i, j]:+.1f} {unit}')
+    hover = [[told(i, j) for j in range(len(cols))] for i in range(len(order))]
     text = [[say(v) for v in row] for row in d] if len(cols) <= 25 else None
-    fig = go.Figure(go.Heatmap(z=d, x=x, y=y, text=text, texttemplate='%{text}' if text else None, hovertext=told, hoverinfo='text', zmin=-top, zmax=top, colorscale=_colorscale(COLOURS['diff']), xgap=1, ygap=1,
+    fig = go.Figure(go.Heatmap(z=d, x=x, y=y, text=text, texttemplate='%{text}' if text else None, hovertext=hover, hoverinfo='text',
+                               zmin=-top, zmax=top, colorscale=_colorscale(COLOURS['diff']), xgap=1, ygap=1,
                                colorbar=dict(title=dict(text=f'difference, {unit}', side='right'), outlinewidth=0, thickness=12)))
     for i in range(len(order)): fig.add_shape(type='rect', x0=i - .5, x1=i + .5, y0=i - .5, y1=i + .5, line=dict(color='#1d2433', width=1))
     fig.update_xaxes(type='category', showgrid=False, tickangle=-40); fig.update_yaxes(type='category', autorange='reversed', showgrid=False)
     won = float((a - b)[order, order].sum())
-    title = f'{html.escape(names[0])} \N{MINUS SIGN} {html.escape(names[1])}: {f"{won:+.0f}".replace("-", chr(0x2212)) if won else "as many"} right answers of {int(n.sum()):,} clips'
+    gained = f'{won:+.0f}'.replace('-', '\N{MINUS SIGN}') if won else 'as many'
+    title = f'{html.escape(names[0])} \N{MINUS SIGN} {html.escape(names[1])}: {gained} right answers of {int(n.sum()):,} clips'
     return look(fig, title=title, x='answered class', y='true class, best gain first', height=220 + 20*max(len(order), 8))
 
 # %% ../nbs/04d_figures.ipynb #d1e5d0fd
@@ -339,10 +387,15 @@ def cka_matrix(
     import plotly.graph_objects as go
     t = cka_table(feats_a, feats_b)
     n, names = len(next(iter(feats_a.values()))), names if feats_b is not None else (names[0],)*2
-    fig = go.Figure(go.Heatmap(z=t.values, x=[html.escape(str(c)) for c in t.columns], y=[html.escape(str(c)) for c in t.index], zmin=0, zmax=1, colorscale=_colorscale('viridis'), text=[[_minus(v) for v in row] for row in t.values], texttemplate='%{text}' if t.size <= 400 else None,
-                               xgap=1, ygap=1, hovertemplate='%{y} and %{x}: %{text}<extra></extra>', colorbar=dict(title=dict(text='CKA, 0 to 1', side='right'), outlinewidth=0, thickness=12)))
+    x, y = [html.escape(str(c)) for c in t.columns], [html.escape(str(c)) for c in t.index]
+    fig = go.Figure(go.Heatmap(z=t.values, x=x, y=y, zmin=0, zmax=1, colorscale=_colorscale('viridis'), xgap=1, ygap=1,
+                               text=[[_minus(v) for v in row] for row in t.values], texttemplate='%{text}' if t.size <= 400 else None,
+                               hovertemplate='%{y} and %{x}: %{text}<extra></extra>',
+                               colorbar=dict(title=dict(text='CKA, 0 to 1', side='right'), outlinewidth=0, thickness=12)))
     fig.update_xaxes(type='category', showgrid=False); fig.update_yaxes(type='category', autorange='reversed', showgrid=False)
-    return look(fig, title=f'Linear CKA, unbiased, {n} clips' + (': few, read with care' if n < 50 else ''), x=f'layer of the {html.escape(names[1])}', y=f'layer of the {html.escape(names[0])}', height=180 + 34*max(len(t), 5))
+    title = f'Linear CKA, unbiased, {n} clips' + ': few, read with care'*(n < 50)
+    first, second = map(html.escape, names)
+    return look(fig, title=title, x=f'layer of the {second}', y=f'layer of the {first}', height=180 + 34*max(len(t), 5))
 
 # %% ../nbs/04d_figures.ipynb #2c6892a6
 def _pca(x):
@@ -351,6 +404,7 @@ def _pca(x):
     flip = np.sign(vt[np.arange(2), np.abs(vt[:2]).argmax(1)])
     return u[:, :2]*s[:2]*flip, s[:2]**2/max((s**2).sum(), 1e-30)
 
+# %% ../nbs/04d_figures.ipynb #216b5caf
 def _distances(x): return np.maximum((n := (x*x).sum(1))[:, None] + n - 2*x @ x.T, 0)
 
 def _neighbours(d, perplexity):
@@ -367,6 +421,7 @@ def _neighbours(d, perplexity):
         beta = np.where(np.isinf(hi), 2*beta, (lo + hi)/2)
     return p
 
+# %% ../nbs/04d_figures.ipynb #6a2aaab4
 def _tsne(x, perplexity, steps=500):
     "Exact t-SNE with early exaggeration, from the PCA scores on"
     n, (y, _) = len(x), _pca(x)
@@ -389,8 +444,10 @@ def project(
 )->tuple[np.ndarray, tuple[str, str]]: # [N, 2] and the titles of both axes
     "Two numbers per clip; `DataError` when features are not finite or fewer than three"
     x = _vectors(features).numpy()
-    if x.ndim != 2 or len(x) < 3 or x.shape[1] < 2: raise DataError(f'features of shape {list(x.shape)}: expected [N, D] with 3 clips and 2 numbers or more')
-    if not np.isfinite(x).all(): raise DataError(f'{int((~np.isfinite(x)).any(1).sum())} of {len(x)} clips have features that are not finite; the network has diverged')
+    if x.ndim != 2 or len(x) < 3 or x.shape[1] < 2:
+        raise DataError(f'features of shape {list(x.shape)}: expected [N, D] with 3 clips and 2 numbers or more')
+    if not np.isfinite(x).all():
+        raise DataError(f'{int((~np.isfinite(x)).any(1).sum())} of {len(x)} clips have features that are not finite; the network has diverged')
     if method not in ('pca', 'tsne'): raise DataError(f'method={method!r}: expected pca or tsne')
     if method == 'tsne': return _tsne(x, perplexity), ('t-SNE 1, no unit', 't-SNE 2, no unit')
     y, share = _pca(x)
@@ -418,7 +475,8 @@ def _film(source, clip_id, most=96):
             with Picture.open(source) as p: source = np.asarray(p.convert('RGB'))
         except (OSError, ValueError): raise DataError(f'{source}: cannot be read as a picture of clip {clip_id!r}; expected PNG or JPEG') from None
     a = np.asarray(source)
-    if a.ndim not in (3, 4) or a.shape[-1] != 3 or a.dtype != np.uint8: raise DataError(f'thumbnail of clip {clip_id!r} is {a.dtype} {list(a.shape)}; expected uint8 [H, W, 3] or [T, H, W, 3], or a file')
+    if a.ndim not in (3, 4) or a.shape[-1] != 3 or a.dtype != np.uint8:
+        raise DataError(f'thumbnail of clip {clip_id!r} is {a.dtype} {list(a.shape)}; expected uint8 [H, W, 3] or [T, H, W, 3], or a file')
     def small(f):
         p = Picture.fromarray(f); p.thumbnail((most, most))
         return png(np.asarray(p), 'jpeg', quality=82)
@@ -440,15 +498,18 @@ def embedding_map(
     import plotly.graph_objects as go
     ids, labels = [str(c) for c in clip_ids], np.asarray(labels).astype(int)
     sizes = dict(features=len(features), labels=len(labels), clip_ids=len(ids)) | ({} if thumbnails is None else dict(thumbnails=len(thumbnails)))
-    if len(set(sizes.values())) > 1 or len(set(ids)) < len(ids): raise DataError(f'{", ".join(f"{v} {k}" for k, v in sizes.items())}, {len(set(ids))} different names: expected one of each per clip')
+    if len(set(sizes.values())) > 1 or len(set(ids)) < len(ids):
+        raise DataError(f'{", ".join(f"{v} {k}" for k, v in sizes.items())}, {len(set(ids))} different names: expected one of each per clip')
     y, titles = project(features, **options)
     name = lambda k: str(classes[k] if classes is not None else f'class {k}')
     fig = go.Figure()
     for i, k in enumerate(np.unique(labels)):
-        at = np.flatnonzero(labels == k)
-        fig.add_scatter(x=y[at, 0], y=y[at, 1], mode='markers', name=html.escape(name(k)), marker=dict(size=9, symbol=_MARKS[i//len(INK) % len(_MARKS)], color=INK[i % len(INK)], opacity=.8, line=dict(color='white', width=.7)),
-                        customdata=[[ids[j], name(k)] for j in at], hovertext=[f'{html.escape(name(k))}<br>{html.escape(ids[j])}' for j in at], hoverinfo='text', unselected=dict(marker=dict(opacity=.2)))
-    fig.update_layout(dragmode='lasso', hovermode='closest', meta=dict(films={c: _film(t, c) for c, t in zip(ids, thumbnails or [None]*len(ids))}))
+        at, title = np.flatnonzero(labels == k), html.escape(name(k))
+        mark = dict(size=9, symbol=_MARKS[i//len(INK) % len(_MARKS)], color=INK[i % len(INK)], opacity=.8, line=dict(color='white', width=.7))
+        fig.add_scatter(x=y[at, 0], y=y[at, 1], mode='markers', name=title, marker=mark, customdata=[[ids[j], name(k)] for j in at],
+                        hovertext=[f'{title}<br>{html.escape(ids[j])}' for j in at], hoverinfo='text', unselected=dict(marker=dict(opacity=.2)))
+    pictures = {c: _film(t, c) for c, t in zip(ids, thumbnails or [None]*len(ids))}
+    fig.update_layout(dragmode='lasso', hovermode='closest', meta=dict(films=pictures))
     return look(fig, title=f'{len(ids):,} clips', x=titles[0], y=titles[1], height=520)
 
 # %% ../nbs/04d_figures.ipynb #9d813d24
@@ -458,6 +519,7 @@ def mime(
     "A figure as a notebook stores it: its numbers, drawn by the notebook itself"
     return {'application/vnd.plotly.v1+json': json.loads(fig.to_json()), 'text/plain': f'Figure of {len(fig.data)} traces'}
 
+# %% ../nbs/04d_figures.ipynb #730d489a
 class EmbeddingMap(HasTraits):
     "A map of clips for a notebook: display it, observe `hovered` and `selected`"
     hovered = Unicode(help='name of the clip under the pointer')
@@ -473,15 +535,17 @@ class EmbeddingMap(HasTraits):
         super().__init__()
         self.films, self._of = fig.layout.meta['films'], {} if df is None else {str(r['clip_id']): r for r in df.to_dict('records')}
         self.play = play or (self._clip if df is not None else None)
-        self.fig, self.image, self.caption, self.player = go.FigureWidget(fig), W.Image(layout=W.Layout(width='200px', min_height='120px')), W.HTML('Point at a clip.'), W.Output()
+        self.fig, self.image = go.FigureWidget(fig), W.Image(layout=W.Layout(width='200px', min_height='120px'))
+        self.caption, self.player = W.HTML('Point at a clip.'), W.Output()
         self.fig.layout.meta = None                                                        # the pictures stay in the kernel
         for t in self.fig.data:
-            t.on_hover(lambda t, p, _: self._point(t, p)); t.on_click(lambda t, p, _: self._choose(t, p)); t.on_selection(lambda t, p, _: self._loop(t, p))
+            for on, do in ((t.on_hover, self._point), (t.on_click, self._choose), (t.on_selection, self._loop)): on(lambda t, p, _, do=do: do(t, p))
         self.observe(self._show, 'hovered'); self.observe(self._play, 'selected')
         self._loops, self.ui = {}, W.VBox([W.HBox([self.fig, W.VBox([self.image, self.caption])]), self.player])
 
     def _clip(self, clip_id):
-        if clip_id not in self._of: raise DataError(f'clip {clip_id!r} is not in the index given to the map; pass the rows the features were made from')
+        if clip_id not in self._of:
+            raise DataError(f'clip {clip_id!r} is not in the index given to the map; pass the rows the features were made from')
         row = self._of[clip_id]
         return show_clip(row, [k for k in ('rgb', 'depth') if isinstance(row.get(k), str)] or ['rgb'])
 
@@ -498,6 +562,7 @@ class EmbeddingMap(HasTraits):
         self.caption.value = html.escape(change.new)
 
     def _play(self, change):
-        if self.play and change.new: self.player.outputs = (dict(output_type='display_data', data=mime(self.play(change.new[0])), metadata={}),)
+        if not (self.play and change.new): return
+        self.player.outputs = (dict(output_type='display_data', data=mime(self.play(change.new[0])), metadata={}),)
 
     def _repr_mimebundle_(self, **kwargs): return self.ui._repr_mimebundle_(**kwargs)
