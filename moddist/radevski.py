@@ -60,30 +60,44 @@ class Radevski2023(Reading):
     clip:float = 5. # largest norm of the gradient
     accumulate:int = 1 # batches per step of the optimiser
     precision:str = '' # 'fp32' | 'fp16' | 'bf16'; '' = what settings.ini says when the run starts
-    cached:bool = False # keep what the teachers say about each clip and draw, and look it up (`03f_cache`); needs `slots`, and jitter=False where a teacher reads RGB
+    cached:bool = False # keep what the teachers say and look it up (`03f_cache`); needs `slots`, and jitter=False where a teacher reads RGB
 
     def __post_init__(self):
         if isinstance(self.teachers, str): object.__setattr__(self, 'teachers', (self.teachers,))
         for k, v in list(vars(self).items()):
             if isinstance(v, list): object.__setattr__(self, k, tuple(v)) # as JSON gives them back
-        keys, weighed = [signal(t).key for t in self.teachers], self.weighting == 'held-out' or self.calibrate
-        if not keys or len(set(keys)) < len(keys): raise ModelError(f'teachers={self.teachers}: expected one signal or more, each once')
-        if self.weighting not in WEIGHTINGS: raise ModelError(f'weighting={self.weighting!r}: expected one of {", ".join(WEIGHTINGS)}')
-        if self.held_out is None: object.__setattr__(self, 'held_out', .2 if weighed else 0.)
-        if not 0 <= self.held_out < 1 or (weighed and not self.held_out): raise ModelError(f'held_out={self.held_out}: expected a share below 1, and above 0 for weighting="held-out" or calibrate=True')
-        if self.precision not in ('', 'fp32', 'fp16', 'bf16'): raise ModelError(f'precision={self.precision!r}: expected fp32, fp16 or bf16')
-        if self.accumulate < 1 or min(self.epochs, self.student_epochs) < 1: raise ModelError(f'accumulate={self.accumulate}, epochs={self.epochs}, student_epochs={self.student_epochs}: expected at least 1 each')
-        if self.cached and not self.slots: raise ModelError('cached=True with slots=None: clips are drawn anew in every epoch, so no score would be asked for twice; set slots=4, or cached=False')
-        if self.cached and self.jitter and (rgb := [t for t in self.teachers if signal(t).modality.photometric]): raise ModelError(f'cached=True with jitter=True: the colours that the teacher of {rgb[0]} sees are changed anew in every batch, so no score can be kept; set jitter=False, or cached=False')
-        if not (self.lambda_kd > 0 and self.lambda_gt >= 0): raise ModelError(f'lambda_kd={self.lambda_kd}, lambda_gt={self.lambda_gt}: expected the first above 0, or nobody teaches, and the second not below')
+        if self.held_out is None: object.__setattr__(self, 'held_out', .2 if self.weighting == 'held-out' or self.calibrate else 0.)
+        _refuse(self)
 
+# %% ../nbs/03g_radevski.ipynb #1830c3bf
 WEIGHTINGS = ('uniform', 'held-out', 'per-sample')
+
+def _refuse(c):
+    "`ModelError` for settings that contradict each other"
+    keys, weighed = [signal(t).key for t in c.teachers], c.weighting == 'held-out' or c.calibrate
+    if not keys or len(set(keys)) < len(keys): raise ModelError(f'teachers={c.teachers}: expected one signal or more, each once')
+    if c.weighting not in WEIGHTINGS: raise ModelError(f'weighting={c.weighting!r}: expected one of {", ".join(WEIGHTINGS)}')
+    if not 0 <= c.held_out < 1 or (weighed and not c.held_out):
+        raise ModelError(f'held_out={c.held_out}: expected a share below 1, and above 0 for weighting="held-out" or calibrate=True')
+    if c.precision not in ('', 'fp32', 'fp16', 'bf16'): raise ModelError(f'precision={c.precision!r}: expected fp32, fp16 or bf16')
+    if c.accumulate < 1 or min(c.epochs, c.student_epochs) < 1:
+        raise ModelError(f'accumulate={c.accumulate}, epochs={c.epochs}, student_epochs={c.student_epochs}: expected at least 1 each')
+    if c.cached and not c.slots:
+        raise ModelError('cached=True with slots=None: clips are drawn anew in every epoch, so no score would be asked for twice; set '
+                         'slots=4, or cached=False')
+    if c.cached and c.jitter and (rgb := [t for t in c.teachers if signal(t).modality.photometric]):
+        raise ModelError(f'cached=True with jitter=True: the colours that the teacher of {rgb[0]} sees are changed anew in every batch, '
+                         'so no score can be kept; set jitter=False, or cached=False')
+    if not (c.lambda_kd > 0 and c.lambda_gt >= 0):
+        raise ModelError(f'lambda_kd={c.lambda_kd}, lambda_gt={c.lambda_gt}: expected the first above 0, or nobody teaches, and the '
+                         'second not below')
 
 # %% ../nbs/03g_radevski.ipynb #ce1c4f15
 PRESETS = {
     'embedded': Radevski2023(),
-    'released-code': Radevski2023(teachers=('rgb', 'flow', 'boxes'), streams=dict(rgb='swin3d_t', flow='swin3d_t', boxes='stlt'), weights='KINETICS400_V1', epochs=30, student_epochs=20, warmup=.1,
-                                  lr=1e-4, wd=1e-4, bs=12, clip_len=16, sampling='middle', short_side=224, scale=(1.15, 1.43), crop=224, flip=0., inputs='imagenet',
+    'released-code': Radevski2023(teachers=('rgb', 'flow', 'boxes'), streams=dict(rgb='swin3d_t', flow='swin3d_t', boxes='stlt'),
+                                  weights='KINETICS400_V1', epochs=30, student_epochs=20, warmup=.1, lr=1e-4, wd=1e-4, bs=12, clip_len=16,
+                                  sampling='middle', short_side=224, scale=(1.15, 1.43), crop=224, flip=0., inputs='imagenet',
                                   reference_boxes=True, reference_jitter=True)}
 
 # %% ../nbs/03g_radevski.ipynb #b46ea41c
@@ -99,12 +113,16 @@ def hold_out(
     if group in df and train[group].notna().all():
         names = sorted(train[group].unique(), key=str)
         n = max(1, round(share*len(names)))*(share > 0)
-        if n >= len(names): raise DataError(f'{len(names)} value(s) of {group!r} in the training split, {n} to hold out: nobody is left to train on; lower held_out, or set group="" to hold out single clips')
+        if n >= len(names):
+            raise DataError(f'{len(names)} value(s) of {group!r} in the training split, {n} to hold out: nobody is left to train on; lower '
+                            'held_out, or set group="" to hold out single clips')
         out = train.clip_id[train[group].isin([names[i] for i in r.permutation(len(names))[:n]])]
     else: out = pd.concat([g.clip_id.iloc[r.permutation(len(g))[:round(share*len(g))]] for _, g in train.groupby(labels[0])])
     kept = train[~train.clip_id.isin(out)]
     others = train[list(labels)].isin({c: kept[c].tolist() for c in labels}).all(axis=1) # show classes that are still trained on
-    if share and not (out := out[out.isin(train.clip_id[others])]).size: raise DataError(f'share={share:g} of {len(train)} training clips holds none out without losing a class; raise held_out, or leave it 0 with weighting="uniform" or "per-sample"')
+    if share and not (out := out[out.isin(train.clip_id[others])]).size:
+        raise DataError(f'share={share:g} of {len(train)} training clips holds none out without losing a class; raise held_out, or leave it 0 '
+                        'with weighting="uniform" or "per-sample"')
     return df.assign(split=df.split.mask(df.clip_id.isin(out), 'held-out'))
 
 # %% ../nbs/03g_radevski.ipynb #89c602ea
@@ -141,8 +159,8 @@ class EnsembleStream(Stream):
         **streams:Stream, # stream0, stream1, ...
     ):
         parts = [streams[f'stream{i}'] for i in range(len(names))]
-        told = dict(names=list(names), weights=weights, temperatures=temperatures, heads=heads, **{f'stream{i}': s.hparams for i, s in enumerate(parts)})
-        super().__init__(dict(num_classes=parts[0].num_classes, **told), 1, [], [])
+        told = dict(num_classes=parts[0].num_classes, names=list(names), weights=weights, temperatures=temperatures, heads=heads)
+        super().__init__(told | {f'stream{i}': s.hparams for i, s in enumerate(parts)}, 1, [], [])
         self.fc = nn.Identity()
         self.ensemble = Ensemble(*parts, weights=torch.tensor(weights), temperatures=torch.tensor(temperatures), heads=heads, names=names)
 
@@ -182,13 +200,16 @@ def _check_ensemble(c, keep, model, records, df):
         both = _right(c, model, loaders(c, df, c.teachers))
         keep['valid'] = {k: round(v, 4) for k, v in one.items()} | dict(ensemble=round(both, 4))
         best = max(one.values())
-        if both < best - 2*(max(best*(1 - best), .01)/n)**.5: found.append(f'the ensemble ({both:.2f} on {n} validation clips) is below its best teacher ({best:.2f}) by more than noise: weighting="held-out", calibrate=True, or fewer teachers')
+        if both < best - 2*(max(best*(1 - best), .01)/n)**.5:
+            found.append(f'the ensemble ({both:.2f} on {n} validation clips) is below its best teacher ({best:.2f}) by more than noise: '
+                         'weighting="held-out", calibrate=True, or fewer teachers')
     return found
 
 def _check_student(name, model, records, df):
     "A student that did not come nearer to its teachers"
     kd = [row['kd'] for row in records[name]['history'] if 'kd' in row]
-    return [f'the distance to the ensemble did not fall ({kd[0]:.3g} to {kd[-1]:.3g}): more student_epochs, or a lower lr'] if len(kd) > 1 and kd[-1] >= kd[0] else []
+    if len(kd) < 2 or not kd[-1] >= kd[0]: return []
+    return [f'the distance to the ensemble did not fall ({kd[0]:.3g} to {kd[-1]:.3g}): more student_epochs, or a lower lr']
 
 # %% ../nbs/03g_radevski.ipynb #61eeccab
 class Bfloat16(MixedPrecision):
@@ -233,7 +254,8 @@ class Shards(Callback):
     def before_fit(self):
         trainer = getattr(self.learn, 'distributed_trainer', None)
         if trainer is None: return
-        if any(dl.on_error == 'skip' for dl in self.dls): raise ModelError('on_error="skip" in several processes: one that skips a clip would wait for ever; drop the damaged clips from the index')
+        if any(dl.on_error == 'skip' for dl in self.dls):
+            raise ModelError('on_error="skip" in several processes: one that skips a clip would wait for ever; drop the damaged clips from the index')
         if self.dls.device.type == 'cpu': trainer.sync_bn = False
         trainer._wrap_dl = lambda dl: dl if isinstance(dl, ShardedDL) else ShardedDL(dl)
 
@@ -244,7 +266,8 @@ def economy(
 )->list[Callback]:
     "The callbacks for precision, accumulation and several processes; `ModelError` for fp16 without a GPU"
     how = c.precision or settings().precision
-    if how == 'fp16' and device.type != 'cuda': raise ModelError(f'precision = fp16 on {device.type}: it needs a CUDA GPU; set precision = bf16 or fp32')
+    if how == 'fp16' and device.type != 'cuda':
+        raise ModelError(f'precision = fp16 on {device.type}: it needs a CUDA GPU; set precision = bf16 or fp32')
     return [Shards(), *([Accumulate(c.accumulate)] if c.accumulate > 1 else []), *dict(fp32=[], fp16=[MixedPrecision()], bf16=[Bfloat16()])[how]]
 
 # %% ../nbs/03g_radevski.ipynb #d2b32b47
@@ -256,6 +279,7 @@ class OneSignal(Callback):
         i = int(rng('omnivore', self.seed, self.epoch, self.iter).integers(len(keys))) if self.training else keys.index(self.student)
         self.learn.xb = (self.learn.xb[i],)
 
+# %% ../nbs/03g_radevski.ipynb #f2a9f2b8
 @torch.no_grad()
 def renew_statistics(
     model:nn.Module, # changed in place; reads one input
@@ -305,7 +329,8 @@ def _taught(c, dls, teacher, inputs, cache):
 def _student(c, cache, m, dls):
     e = m['ensemble'].ensemble
     w = 'per-sample' if c.weighting == 'per-sample' else e.weights
-    return _taught(c, dls, Ensemble(*e.streams, weights=w, heads=_pairs(c), gamma=c.gamma, temperatures=e.temperatures, names=e.names), _keys(c), cache)
+    teacher = Ensemble(*e.streams, weights=w, heads=_pairs(c), gamma=c.gamma, temperatures=e.temperatures, names=e.names)
+    return _taught(c, dls, teacher, _keys(c), cache)
 
 # %% ../nbs/03g_radevski.ipynb #aef6ec53
 def _held(c, df): return hold_out(df, c.held_out, c.group, c.seed, tuple(c.heads or ('label',))) if c.held_out else df
@@ -317,13 +342,14 @@ def _teacher_step(c, spec):
         parts = _held(c, df)
         keep['held_out'] = list(parts.clip_id[parts.split == 'held-out'])
         return loaders(c, parts, (spec,))
-    return Step(f'{key}-teacher', 1, (spec,), (spec,), c.epochs, lambda m, d: _learner(c, d, stream_for(c, d, spec)), loaders=dls, fit=partial(_fit, c), keep=keep)
+    def alone(m, d): return _learner(c, d, stream_for(c, d, spec))
+    return Step(f'{key}-teacher', 1, (spec,), (spec,), c.epochs, alone, loaders=dls, fit=partial(_fit, c), keep=keep)
 
 def _ensemble_step(c):
     "No training: temperatures and weights from the held-out clips, which stand in the place of the validation split"
-    keep = dict(role='teacher')
+    keep, needs = dict(role='teacher'), tuple(f'{k}-teacher' for k in _keys(c))
     dls = lambda df: loaders(c, (p := _held(c, df)).assign(split=p.split.replace({'valid': 'unused', 'held-out': 'valid'})), c.teachers)
-    return Step('ensemble', 2, c.teachers, c.teachers, 0, lambda m, d=None: _weigh(c, m, d, keep), tuple(f'{k}-teacher' for k in _keys(c)), loaders=dls if c.held_out else None,
+    return Step('ensemble', 2, c.teachers, c.teachers, 0, lambda m, d=None: _weigh(c, m, d, keep), needs, loaders=dls if c.held_out else None,
                 checks=partial(_check_ensemble, c, keep), keep=keep)
 
 def _omnivore_step(c, pictures):
@@ -332,7 +358,8 @@ def _omnivore_step(c, pictures):
     def train(learn, epochs):
         _fit(c, learn, epochs)
         renew_statistics(learn.model, learn.dls.train, key)
-    return Step('omnivore', 0, pictures, (c.student,), c.student_epochs*len(pictures), lambda m, d: _learner(c, d, _fresh(c, d), [OneSignal(key, c.seed)]), fit=train)
+    def anything(m, d): return _learner(c, d, _fresh(c, d), [OneSignal(key, c.seed)])
+    return Step('omnivore', 0, pictures, (c.student,), c.student_epochs*len(pictures), anything, fit=train)
 
 # %% ../nbs/03g_radevski.ipynb #2a4bee77
 def radevski2023(
@@ -341,13 +368,16 @@ def radevski2023(
 )->list[Step]: # in order
     "The steps of a student of several teachers, with the baselines a reader will ask for"
     S, key, both = c.student, signal(c.student).key, tuple(dict.fromkeys((c.student, *c.teachers)))
-    if len({signal(s).key for s in both}) < len(both): raise ModelError(f'student={S!r} and teachers={c.teachers} call one column by two names; write it alike')
+    if len({signal(s).key for s in both}) < len(both):
+        raise ModelError(f'student={S!r} and teachers={c.teachers} call one column by two names; write it alike')
     pictures = tuple(s for s in both if signal(s).modality.is_image)
     names, total = [f'{k}-teacher' for k in _keys(c)], len(c.teachers)*c.epochs + c.student_epochs
     alone, train = lambda m, d: _learner(c, d, _fresh(c, d)), partial(_fit, c)
     own = lambda m, d: _taught(c, d, Ensemble(m[f'{key}-teacher'], heads=_pairs(c), names=[key]), [key], cache)
     if c.own_teacher and S not in c.teachers: raise ModelError(f'own_teacher=True, but {S!r} is not among the teachers {", ".join(c.teachers)}')
-    taught = lambda name, build, needs: Step(name, 3, both, (S,), c.student_epochs, build, needs, fit=train, checks=partial(_check_student, name), keep=dict(role='student') if name == 'student' else {})
+    def taught(name, build, needs):
+        keep = dict(role='student') if name == 'student' else {}
+        return Step(name, 3, both, (S,), c.student_epochs, build, needs, fit=train, checks=partial(_check_student, name), keep=keep)
     return [
         *(_teacher_step(c, t) for t in c.teachers),
         _ensemble_step(c),
@@ -368,6 +398,8 @@ def run(
     cbs:Sequence[Callback]=(), # that watch the training of every step, e.g. `TrainingPanel()`
 )->dict[str, nn.Module]: # models by step name
     "Run the recipe, or what is left of it; `ModelError` when `out` holds a run of other settings"
-    if num_distrib() > 1: raise ModelError(f'{num_distrib()} processes would each write {out}: take a step out and train it with learn.distrib_ctx(), as in the chapter radevski')
+    if num_distrib() > 1:
+        raise ModelError(f'{num_distrib()} processes would each write {out}: take a step out and train it with learn.distrib_ctx(), as in the '
+                         'chapter radevski')
     c = replace(c, precision=c.precision or settings().precision)
     return run_steps(df, out, c, radevski2023(c, Path(out)/'cache'), 'radevski2023', only, data, cbs)
