@@ -163,9 +163,9 @@ def _verify(store:Annotated[Path, typer.Argument(help='Root of a store.')]):
     print(bad.to_string(index=False) if len(bad) else f'{store}: every file is as it was written')
     if len(bad): raise typer.Exit(1)
 
-# %% ../nbs/06a_cli_data.ipynb #d2386acc
-@app.command('make', epilog='Examples:  moddist data make embedded --out data/embedded/seed-1 --seed 1  |  moddist data make flow clips.csv --out store  |  '
-                            'moddist data make flow clips.csv --method raft --weights raft_small.pth')
+# %% ../nbs/06a_cli_data.ipynb #2f7ae535
+@app.command('make', epilog='Examples:  moddist data make embedded --out data/embedded/seed-1 --seed 1  |  moddist data make flow clips.csv '
+                            '--out store  |  moddist data make flow clips.csv --method raft --weights raft_small.pth')
 def _make(
     what:Annotated[str, typer.Argument(help='flow | motion | mask | pose: computed from clips you have. embedded: render the embedded set.')],
     clips:Annotated[Optional[str], typer.Argument(help='The clips, as for the other commands; not for embedded.')]=None,
