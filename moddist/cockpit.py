@@ -36,7 +36,8 @@ def layer_groups(
     "The outermost parts of a model that have parameters, an `nn.ModuleList` opened"
     while list(dict(model.named_children())) == ['module']: model = model.module # wrapped for several processes
     named = [(f'{n}.{i}', m) for n, m in model.named_children() if isinstance(m, nn.ModuleList) for i, m in m.named_children()]
-    parts = [x for n, m in model.named_children() for x in ([p for p in named if p[0].startswith(f'{n}.')] if isinstance(m, nn.ModuleList) else [(n, m)])]
+    parts = []
+    for n, m in model.named_children(): parts += [p for p in named if p[0].startswith(f'{n}.')] if isinstance(m, nn.ModuleList) else [(n, m)]
     seen, found = set(), {}
     for name, m in [*parts, ('own', model)]:
         new = [p for p in m.parameters() if p.requires_grad and id(p) not in seen]
@@ -51,13 +52,15 @@ def _inner(parts, groups, scale=1.):
     grads = [torch.autograd.grad(v.as_subclass(Tensor)*scale, params, retain_graph=True, allow_unused=True) for v in parts]
     found, i = [], 0
     for ps in groups.values():
-        rows = torch.stack([torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for p, g in zip(ps, gs[i:])]) for gs in grads])/scale
+        flat = lambda gs: torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for p, g in zip(ps, gs[i:])])
+        rows = torch.stack([flat(gs) for gs in grads])/scale
         found.append(torch.stack([(rows*r).sum(1) for r in rows])); i += len(ps)
     return torch.stack(found).cpu().numpy()
 
 # %% ../nbs/04c_cockpit.ipynb #2346522b
 class Cockpit(Callback):
-    "Records, without touching the training, the ensemble's weights and accuracy per epoch and the gradients of the parts of the loss; events before_fit, before_train, after_loss, before_backward, after_train"
+    """Records, without touching the training, the ensemble's weights and accuracy per epoch and the gradients of the parts of the loss.
+    Events before_fit, before_train, after_loss, before_backward, after_train"""
     order, run_valid = DistillCallback.order + .5, False
 
     def __init__(self,
@@ -86,12 +89,17 @@ class Cockpit(Callback):
 
     def before_backward(self):
         if not self.due: return
-        parts = {'labels': self.whole} if self.of is None else {k: v for k, v in self.of.parts.items() if v.requires_grad and (k != 'labels' or self.of.hard)}
+        if self.of is None: parts = {'labels': self.whole}
+        else: parts = {k: v for k, v in self.of.parts.items() if v.requires_grad and (k != 'labels' or self.of.hard)}
         self.whole, scaler, groups = None, getattr(self.learn, 'scaler', None), self.layers(self.model)
-        if parts: self.measured.append((self.seen - 1, self.epoch, list(parts), list(groups), _inner(parts.values(), groups, scaler.get_scale() if scaler else 1.)))
+        if not parts: return
+        inner = _inner(parts.values(), groups, scaler.get_scale() if scaler else 1.)
+        self.measured.append((self.seen - 1, self.epoch, list(parts), list(groups), inner))
 
     def after_train(self):
-        if self.sums: self.mixed.append((self.epoch, self.of.teacher.teacher.names if hasattr(self.of.teacher, 'teacher') else self.of.teacher.names, {h: [t.cpu().numpy() for t in s] for h, s in self.sums.items()}))
+        if self.sums:
+            ensemble = getattr(self.of.teacher, 'teacher', self.of.teacher) # inside a cache
+            self.mixed.append((self.epoch, ensemble.names, {h: [t.cpu().numpy() for t in s] for h, s in self.sums.items()}))
         self.sums = {}
 
 # %% ../nbs/04c_cockpit.ipynb #b174c304
@@ -124,7 +132,8 @@ def weights(self:Cockpit)->pd.DataFrame: # epoch, head, class (-1 = all), teache
 @patch
 def accuracy(self:Cockpit)->pd.DataFrame: # epoch, head, teacher ('mixture' = all together), clips, accuracy (0..1)
     "Share of the labelled training clips, as they were drawn in each epoch, that each teacher and the mixture get right"
-    rows = [(epoch, h, t, int(n.sum()), r/n.sum()) for epoch, names, heads in self.mixed for h, (_, n, right) in heads.items() if n.sum() for t, r in zip([*names, 'mixture'], right)]
+    rows = [(epoch, h, t, int(n.sum()), r/n.sum()) for epoch, names, heads in self.mixed
+            for h, (_, n, right) in heads.items() if n.sum() for t, r in zip([*names, 'mixture'], right)]
     return pd.DataFrame(rows, columns=['epoch', 'head', 'teacher', 'clips', 'accuracy'])
 
 def _with_all(groups, g): return zip(['all', *groups], np.concatenate([g.sum(0, keepdims=True), g]))
@@ -132,15 +141,17 @@ def _with_all(groups, g): return zip(['all', *groups], np.concatenate([g.sum(0, 
 @patch
 def norms(self:Cockpit)->pd.DataFrame: # step, epoch, group ('all' = the whole network), part, norm (loss per unit of weight)
     "Euclidean length of the gradient of each part of the loss, its weight included, in the steps that were sampled"
-    rows = [(step, epoch, group, p, g[i, i]**.5) for step, epoch, parts, groups, gs in self.measured for group, g in _with_all(groups, gs) for i, p in enumerate(parts)]
+    rows = [(step, epoch, group, p, g[i, i]**.5) for step, epoch, parts, groups, gs in self.measured
+            for group, g in _with_all(groups, gs) for i, p in enumerate(parts)]
     return pd.DataFrame(rows, columns=['step', 'epoch', 'group', 'part', 'norm'])
 
 @patch
-def cosines(self:Cockpit)->pd.DataFrame: # step, epoch, group ('all' = the whole network), pair, cosine (-1..1, NaN where a part does not reach the group)
-    "Cosine between the gradients of each pair of parts of the loss"
+def cosines(self:Cockpit)->pd.DataFrame: # step, epoch, group ('all' = the whole network), pair, cosine (-1..1)
+    "Cosine between the gradients of each pair of parts of the loss; NaN where a part does not reach the group"
     def cos(g, i, j):
         with np.errstate(invalid='ignore', divide='ignore'): return np.clip(g[i, j]/np.sqrt(float(g[i, i])*float(g[j, j])), -1, 1)
-    rows = [(step, epoch, group, f'{parts[i]}, {parts[j]}', cos(g, i, j)) for step, epoch, parts, groups, gs in self.measured for group, g in _with_all(groups, gs) for i, j in itertools.combinations(range(len(parts)), 2)]
+    rows = [(step, epoch, group, f'{parts[i]}, {parts[j]}', cos(g, i, j)) for step, epoch, parts, groups, gs in self.measured
+            for group, g in _with_all(groups, gs) for i, j in itertools.combinations(range(len(parts)), 2)]
     return pd.DataFrame(rows, columns=['step', 'epoch', 'group', 'pair', 'cosine'])
 
 # %% ../nbs/04c_cockpit.ipynb #cf829659
@@ -163,10 +174,12 @@ def plot_weights(
             x = t[(t['head'] == h) & (t.teacher == name)]
             ax.plot(x.epoch, x.weight, marker=mark, color=colour, lw=1.8, ms=5, label=name)
         ax.axhline(1/len(teachers), color=OKABE_ITO['grey'], lw=.8, zorder=0)
-        ax.set(title=h, xlabel='epoch', ylim=(0, 1)); ax.xaxis.get_major_locator().set_params(integer=True); ax.spines[['top', 'right']].set_visible(False)
+        ax.set(title=h, xlabel='epoch', ylim=(0, 1)); ax.spines[['top', 'right']].set_visible(False)
+        ax.xaxis.get_major_locator().set_params(integer=True)
     fig.axes[0].set_ylabel('mean weight (sum = 1)'); fig.legend(*ax.get_legend_handles_labels(), loc='outside right center', frameon=False)
     return fig
 
+# %% ../nbs/04c_cockpit.ipynb #352069bd
 def weights_figure(
     weights:pd.DataFrame, # `Cockpit.weights()`
 ): # plotly Figure
@@ -178,7 +191,8 @@ def weights_figure(
     for k, h in enumerate(heads, 1):
         for i, name in enumerate(teachers):
             x = t[(t['head'] == h) & (t.teacher == name)]
-            fig.add_scatter(x=x.epoch, y=x.weight, customdata=x.clips, mode='lines+markers', marker_symbol=i, marker_color=INK[i % len(INK)], name=html.escape(name), legendgroup=name, showlegend=k == 1,
+            fig.add_scatter(x=x.epoch, y=x.weight, customdata=x.clips, mode='lines+markers', marker_symbol=i, marker_color=INK[i % len(INK)],
+                            name=html.escape(name), legendgroup=name, showlegend=k == 1,
                             hovertemplate='epoch %{x}: %{y:.3f}<br>%{customdata} clips', row=1, col=k)
         fig.add_hline(1/len(teachers), line=dict(color=OKABE_ITO['grey'], width=1), row=1, col=k)
     fig.update_xaxes(title='epoch').update_yaxes(range=[0, 1]).update_yaxes(title='mean weight (sum = 1)', col=1)
@@ -189,12 +203,14 @@ def _by_class(weights, epoch):
     "Head -> table [teacher, class] of weights in an epoch, default the last, and the epoch"
     t = _epochs(weights, False)
     epoch = t.epoch.max() if epoch is None else epoch
-    if not (t.epoch == epoch).any(): raise DataError(f'epoch {epoch} was not recorded: expected one of {", ".join(map(str, t.epoch.unique()))}')
+    if not (t.epoch == epoch).any():
+        raise DataError(f'epoch {epoch} was not recorded: expected one of {", ".join(map(str, t.epoch.unique()))}')
     t = t[t.epoch == epoch]
     return {h: x.pivot(index='teacher', columns='class', values='weight').loc[x.teacher.unique()] for h, x in t.groupby('head', sort=False)}, epoch
 
 def _called(names, h, columns): return [str(names[h][c]) if names and h in names else str(c) for c in columns]
 
+# %% ../nbs/04c_cockpit.ipynb #a1fa0df3
 def plot_class_weights(
     weights:pd.DataFrame, # `Cockpit.weights()`
     epoch:int|None=None, # None = the last
@@ -208,12 +224,16 @@ def plot_class_weights(
     axs = fig.subplots(1, len(tables), sharey=True, squeeze=False, width_ratios=[max(t.shape[1], 2) for t in tables.values()])[0]
     for ax, (h, t) in zip(axs, tables.items()):
         m = ax.imshow(t, cmap='PuOr', vmin=0, vmax=2/n, aspect='auto')
-        if t.shape[1] <= 12: [ax.text(x, y, f'{v:.2f}', ha='center', va='center', fontsize=8, color='white' if abs(v*n - 1) > .75 else 'black') for (y, x), v in np.ndenumerate(t) if v == v]
-        ax.set_xticks(range(t.shape[1]), _called(names, h, t), rotation=90 if max(map(len, _called(names, h, t))) > 5 else 0); ax.set_yticks(range(len(t)), t.index)
+        for (y, x), v in np.ndenumerate(t):
+            ink = 'white' if abs(v*n - 1) > .75 else 'black'
+            if t.shape[1] <= 12 and v == v: ax.text(x, y, f'{v:.2f}', ha='center', va='center', fontsize=8, color=ink)
+        called = _called(names, h, t)
+        ax.set_xticks(range(t.shape[1]), called, rotation=90 if max(map(len, called)) > 5 else 0); ax.set_yticks(range(len(t)), t.index)
         ax.set(title=h, xlabel='class of the label'); ax.tick_params(length=0); ax.spines[:].set_visible(False)
     fig.colorbar(m, ax=axs, label='mean weight', extend='max'); fig.suptitle(f'epoch {epoch}', fontsize=10)
     return fig
 
+# %% ../nbs/04c_cockpit.ipynb #60294a63
 def class_weights_figure(
     weights:pd.DataFrame, # `Cockpit.weights()`
     epoch:int|None=None, # None = the last
@@ -223,12 +243,15 @@ def class_weights_figure(
     from plotly.subplots import make_subplots
     tables, epoch = _by_class(weights, epoch)
     n, widths = max(len(t) for t in tables.values()), [max(t.shape[1], 2) for t in tables.values()]
-    fig = make_subplots(1, len(tables), shared_yaxes=True, column_widths=widths, horizontal_spacing=.06, subplot_titles=[html.escape(h) for h in tables])
+    fig = make_subplots(1, len(tables), shared_yaxes=True, column_widths=widths, horizontal_spacing=.06,
+                        subplot_titles=[html.escape(h) for h in tables])
     for k, (h, t) in enumerate(tables.items(), 1):
-        fig.add_heatmap(z=t.values, x=[html.escape(c) for c in _called(names, h, t)], y=[html.escape(i) for i in t.index], coloraxis='coloraxis', texttemplate='%{z:.2f}' if t.shape[1] <= 12 else None, xgap=1, ygap=1,
+        x, y = [html.escape(c) for c in _called(names, h, t)], [html.escape(i) for i in t.index]
+        fig.add_heatmap(z=t.values, x=x, y=y, coloraxis='coloraxis', texttemplate='%{z:.2f}' if t.shape[1] <= 12 else None, xgap=1, ygap=1,
                         hovertemplate='%{y}, class %{x}: %{z:.3f}<extra></extra>', row=1, col=k)
         fig.update_xaxes(title='class of the label', type='category', row=1, col=k); fig.update_yaxes(autorange='reversed', row=1, col=k)
-    fig.update_layout(template='simple_white', coloraxis=dict(colorscale='PuOr', cmin=0, cmax=2/n, colorbar_title='mean weight'), width=min(1300, 260 + 70*sum(widths)), height=190 + 42*n, margin=dict(t=70, b=50, l=70, r=20))
+    fig.update_layout(template='simple_white', coloraxis=dict(colorscale='PuOr', cmin=0, cmax=2/n, colorbar_title='mean weight'),
+                      width=min(1300, 260 + 70*sum(widths)), height=190 + 42*n, margin=dict(t=70, b=50, l=70, r=20))
     return fig.update_layout(title=dict(text=f'epoch {epoch}', font_size=13))
 
 # %% ../nbs/04c_cockpit.ipynb #42544076
@@ -237,7 +260,8 @@ def _panels(norms, cosines, groups):
     "Groups to draw"
     if not len(norms): raise DataError('no gradients were recorded: a Cockpit with every > 0, and at least one training step')
     groups = list(norms.group.unique()) if groups is None else list(groups)
-    if lost := [g for g in groups if g not in set(norms.group)]: raise DataError(f'no group {lost[0]!r}: expected some of {", ".join(norms.group.unique())}')
+    if lost := [g for g in groups if g not in set(norms.group)]:
+        raise DataError(f'no group {lost[0]!r}: expected some of {", ".join(norms.group.unique())}')
     return groups
 
 def plot_gradients(
@@ -253,14 +277,18 @@ def plot_gradients(
     for (top, low), group in zip(axs.T, groups):
         for ax, table, by, value, marks in ((top, norms, 'part', 'norm', _MARKS), (low, cosines, 'pair', 'cosine', _MARKS[::-1])):
             for k, (name, x) in enumerate(table[table.group == group].groupby(by, sort=False)):
-                y = x[value].where(x[value] > 0) if value == 'norm' else x[value] # a part that does not reach the group has no place on a logarithmic axis
-                ax.plot(x.step, y, marker=marks[k % 7], ms=4, lw=1.5, color=INK[(k + 3*(value == 'cosine')) % 7], ls=('-', '--', ':', '-.')[k % 4], label=name)
+                # a part that does not reach the group has no place on a logarithmic axis
+                y = x[value].where(x[value] > 0) if value == 'norm' else x[value]
+                ax.plot(x.step, y, marker=marks[k % 7], ms=4, lw=1.5, color=INK[(k + 3*(value == 'cosine')) % 7],
+                        ls=('-', '--', ':', '-.')[k % 4], label=name)
         top.set(title=group, yscale='log'); low.set(ylim=(-1.05, 1.05), xlabel='step'); low.axhline(0, color='black', lw=.8, zorder=0)
         for ax in (top, low): ax.spines[['top', 'right']].set_visible(False); ax.tick_params(labelsize=8)
     axs[0, 0].set_ylabel('norm of the gradient'); axs[1, 0].set_ylabel('cosine')
-    for ax, where in ((top, 'outside right upper'), (low, 'outside right lower')): fig.legend(*ax.get_legend_handles_labels(), loc=where, frameon=False, fontsize=8)
+    for ax, where in ((top, 'upper'), (low, 'lower')):
+        fig.legend(*ax.get_legend_handles_labels(), loc=f'outside right {where}', frameon=False, fontsize=8)
     return fig
 
+# %% ../nbs/04c_cockpit.ipynb #36e77a96
 def gradients_figure(
     norms:pd.DataFrame, # `Cockpit.norms()`
     cosines:pd.DataFrame, # `Cockpit.cosines()`
@@ -269,17 +297,21 @@ def gradients_figure(
     "Lengths and cosines of the gradients over the steps, a column per group of layers (hover for the numbers)"
     from plotly.subplots import make_subplots
     groups = _panels(norms, cosines, groups)
-    fig = make_subplots(2, len(groups), shared_xaxes=True, shared_yaxes=True, vertical_spacing=.06, horizontal_spacing=.015, subplot_titles=[html.escape(g) for g in groups])
+    fig = make_subplots(2, len(groups), shared_xaxes=True, shared_yaxes=True, vertical_spacing=.06, horizontal_spacing=.015,
+                        subplot_titles=[html.escape(g) for g in groups])
     for col, group in enumerate(groups, 1):
         for row, (table, by, value) in enumerate(((norms, 'part', 'norm'), (cosines, 'pair', 'cosine')), 1):
             for k, (name, x) in enumerate(table[table.group == group].groupby(by, sort=False)):
                 y = x[value].where(x[value] > 0) if value == 'norm' else x[value]
-                fig.add_scatter(x=x.step, y=y, mode='lines+markers', name=html.escape(name), legend='legend' if row == 1 else 'legend2', legendgroup=f'{row} {name}', showlegend=col == 1, marker_symbol=k + 3*(row == 2),
-                                line=dict(color=INK[(k + 3*(row == 2)) % 7], dash=_DASHES[k % 4]), hovertemplate='step %{x}: %{y:.3g}', row=row, col=col)
+                line = dict(color=INK[(k + 3*(row == 2)) % 7], dash=_DASHES[k % 4])
+                fig.add_scatter(x=x.step, y=y, mode='lines+markers', name=html.escape(name), legend='legend' if row == 1 else 'legend2',
+                                legendgroup=f'{row} {name}', showlegend=col == 1, marker_symbol=k + 3*(row == 2), line=line,
+                                hovertemplate='step %{x}: %{y:.3g}', row=row, col=col)
         fig.add_hline(0, line=dict(color='black', width=1), row=2, col=col)
     fig.update_yaxes(type='log', dtick=1, exponentformat='power', row=1).update_yaxes(range=[-1.05, 1.05], row=2).update_xaxes(title='step', row=2)
     fig.update_yaxes(title='norm of the gradient', row=1, col=1).update_yaxes(title='cosine', row=2, col=1)
-    return fig.update_layout(template='simple_white', width=260 + 150*len(groups), height=470, margin=dict(t=40, b=50, l=70, r=20), legend=dict(y=1, yanchor='top'), legend2=dict(y=.45, yanchor='top'))
+    return fig.update_layout(template='simple_white', width=260 + 150*len(groups), height=470, margin=dict(t=40, b=50, l=70, r=20),
+                             legend=dict(y=1, yanchor='top'), legend2=dict(y=.45, yanchor='top'))
 
 # %% ../nbs/04c_cockpit.ipynb #7672e39f
 def _sums(z, y, bins):
@@ -298,15 +330,16 @@ def what_if(
     labels:Tensor|None=None, # [N] or [N, H], negative = none; needed beside a tensor
     heads:Heads|None=None, # e.g. dict(verb=97, noun=300); None = one, or those of the predictions
     *,
-    losses:Mapping[str, Sequence[float]]|None=None, # in place of weights: `HeldOut.losses`, weighed by softmin without the one left out too
+    losses:Mapping[str, Sequence[float]]|None=None, # in place of weights: `HeldOut.losses`, weighed by softmin
     gamma:float=1., # > 0, of that softmin
     temperatures:Sequence|Mapping|Tensor|None=None, # as in `Ensemble`
     names:Sequence[str]|None=None, # of the teachers, beside a tensor
     groups:Sequence|None=None, # [N] subject or video of each clip, drawn as one; None = every clip for itself
     bins:int=15, # of the calibration error
     **options, # `resamples` (2000), `level` (.95), `seed` (0) of the intervals
-)->pd.DataFrame: # head, without ('' = all teach), metric ('accuracy' 0..1, 'nll' nats per clip, 'ece' 0..1), clips, value, and minus that of all: difference, lo, hi
-    "Leave out one teacher at a time, with paired bootstrap intervals; `ModelError` where no weight would be left"
+)->pd.DataFrame: # head, without ('' = all teach), metric, clips, value, and minus that of all: difference, lo, hi
+    """Leave out one teacher at a time, with paired bootstrap intervals; `ModelError` where no weight would be left.
+    Metrics are 'accuracy' (0..1), 'nll' (nats per clip) and 'ece' (0..1)"""
     found, heads = _predicted(_by_name(logits, labels, heads, names), None, None, heads)
     if len(found) < 2: raise ModelError(f'{len(found)} teacher: expected two or more, to leave one out')
     if losses is not None and weights is not None: raise ModelError('both weights and losses: expected one of them')
@@ -316,8 +349,8 @@ def what_if(
     y, rows = next(iter(found.values())).labels, []
     for j, (h, ps) in enumerate(_by_head(found, heads).items()):
         unit = None if groups is None else np.asarray(groups)[(_labels(y, _names(heads))[h] >= 0).numpy()]
-        z = torch.stack([p.logits.double()/t[i, j] for i, p in enumerate(ps)])
-        rows += [dict(head=h, **r) for r in _left_out(list(found), z, ps[0].labels.long(), _without(w[:, j].double(), list(found), h), unit, bins, **options)]
+        z, mixes = torch.stack([p.logits.double()/t[i, j] for i, p in enumerate(ps)]), _without(w[:, j].double(), list(found), h)
+        rows += [dict(head=h, **r) for r in _left_out(list(found), z, ps[0].labels.long(), mixes, unit, bins, **options)]
     return pd.DataFrame(rows)
 
 # %% ../nbs/04c_cockpit.ipynb #1946bd94
@@ -326,15 +359,18 @@ def _by_name(logits, labels, heads, names):
     if isinstance(logits, Mapping): return logits
     if labels is None: raise ModelError('logits without labels: pass labels [N], or predictions by name')
     names = list(names or (f'teacher {i + 1}' for i in range(len(logits))))
-    if len(set(names)) != len(names) or len(names) != len(logits): raise ModelError(f'names {", ".join(names)} for {len(logits)} teacher(s): expected a different one for each')
+    if len(set(names)) != len(names) or len(names) != len(logits):
+        raise ModelError(f'names {", ".join(names)} for {len(logits)} teacher(s): expected a different one for each')
     return {n: Predictions(z, labels, (), heads) for n, z in zip(names, logits)}
 
 def _without(w, names, head):
     "Weights [n + 1, n]: all, then without each, every row with sum 1"
     rows = torch.cat([w[None], w*(1 - torch.eye(len(w), dtype=w.dtype))])
-    if (gone := (rows.sum(1) == 0).nonzero()).numel(): raise ModelError(f'head {head}: without {names[int(gone[0]) - 1]} no weight is left; expected at least two teachers with a weight above 0')
+    if (gone := (rows.sum(1) == 0).nonzero()).numel():
+        raise ModelError(f'head {head}: without {names[int(gone[0]) - 1]} no weight is left; expected at least two teachers with a weight above 0')
     return rows/rows.sum(1, keepdim=True)
 
+# %% ../nbs/04c_cockpit.ipynb #5c1c2cc5
 def _left_out(names, z, y, w, unit, bins, resamples=2000, level=.95, seed=0):
     "Rows of one head"
     x = np.stack([_sums(torch.einsum('n,nbk->bk', row, z), y, bins) for row in w], 1)             # [N, n + 1, 2 + bins]
@@ -352,7 +388,8 @@ def _left_out(names, z, y, w, unit, bins, resamples=2000, level=.95, seed=0):
             yield dict(without=name, metric=metric, clips=len(y), value=float(value[i, k]), difference=e.value, lo=e.lo, hi=e.hi)
 
 # %% ../nbs/04c_cockpit.ipynb #6134354e
-_METRICS = dict(accuracy=('accuracy', 'points', 100, 1), nll=('NLL', 'nats per clip', 1, -1), ece=('ECE', 'points', 100, -1)) # title, unit, factor, sign of better
+# title, unit, factor, sign of better
+_METRICS = dict(accuracy=('accuracy', 'points', 100, 1), nll=('NLL', 'nats per clip', 1, -1), ece=('ECE', 'points', 100, -1))
 def _bars(table):
     "(head, metric, title with unit) -> rows (name, colour, difference, lo, hi)"
     if not len(table): raise DataError('no rows: expected what `what_if` returns')
@@ -363,6 +400,7 @@ def _bars(table):
         found[h, m, f'{title}, {unit}'] = [(f'without {n}', c, f*d, f*lo, f*hi) for n, c, d, lo, hi in zip(x.without, tint, x.difference, x.lo, x.hi)]
     return found
 
+# %% ../nbs/04c_cockpit.ipynb #d3352305
 def plot_what_if(
     table:pd.DataFrame, # of `what_if`
 ): # matplotlib Figure
@@ -391,11 +429,15 @@ def what_if_figure(
     bars = _bars(table)
     heads = list(dict.fromkeys(h for h, *_ in bars))
     n = max(map(len, bars.values()))
-    fig = make_subplots(len(heads), 3, shared_xaxes='columns', shared_yaxes=True, horizontal_spacing=.04, vertical_spacing=.12, subplot_titles=[html.escape(h) if k == 0 else '' for h in heads for k in range(3)])
+    fig = make_subplots(len(heads), 3, shared_xaxes='columns', shared_yaxes=True, horizontal_spacing=.04, vertical_spacing=.12,
+                        subplot_titles=[html.escape(h) if k == 0 else '' for h in heads for k in range(3)])
     for i, ((h, _, title), rows) in enumerate(bars.items()):
         names, tint, d, lo, hi = map(list, zip(*rows))
-        fig.add_bar(x=d, y=[html.escape(x) for x in names], orientation='h', marker=dict(color=tint, opacity=.75), customdata=list(zip(lo, hi)), showlegend=False, row=i//3 + 1, col=i % 3 + 1, hovertemplate='%{y}: %{x:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]<extra></extra>',
-                    error_x=dict(type='data', symmetric=False, array=[b - a for a, b in zip(d, hi)], arrayminus=[a - b for a, b in zip(d, lo)], color=OKABE_ITO['black'], thickness=1.5, width=0))
+        error = dict(type='data', symmetric=False, array=[b - a for a, b in zip(d, hi)], arrayminus=[a - b for a, b in zip(d, lo)],
+                     color=OKABE_ITO['black'], thickness=1.5, width=0)
+        fig.add_bar(x=d, y=[html.escape(x) for x in names], orientation='h', marker=dict(color=tint, opacity=.75), error_x=error,
+                    customdata=list(zip(lo, hi)), hovertemplate='%{y}: %{x:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]<extra></extra>',
+                    showlegend=False, row=i//3 + 1, col=i % 3 + 1)
         if i//3 == len(heads) - 1: fig.update_xaxes(title=f'change of {title}', row=i//3 + 1, col=i % 3 + 1)
     fig.update_xaxes(zeroline=True, zerolinecolor='black', showgrid=True).update_yaxes(autorange='reversed', type='category')
     return fig.update_layout(template='simple_white', bargap=.45, width=950, height=110 + len(heads)*(60 + 40*n), margin=dict(t=40, b=50, l=20, r=20))
