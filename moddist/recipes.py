@@ -51,9 +51,9 @@ class Garcia2018(Reading):
 
 PRESETS = {
     'embedded': Garcia2018(),
-    'released-code': Garcia2018(stream='resnet50', weights='IMAGENET1K_V1', epochs=40, fine=1., distil=1., long=4., lr=1e-3, fine_lr=1., wd=0., warmup=0.,
-                                bs=5, clip_len=5, sampling='coin', size=224, crop=None, inputs='imagenet', features=.005, t2=False, standardize=False,
-                                teacher_step=2, connection='none')}
+    'released-code': Garcia2018(stream='resnet50', weights='IMAGENET1K_V1', epochs=40, fine=1., distil=1., long=4., lr=1e-3, fine_lr=1., wd=0.,
+                                warmup=0., bs=5, clip_len=5, sampling='coin', size=224, crop=None, inputs='imagenet', features=.005, t2=False,
+                                standardize=False, teacher_step=2, connection='none')}
 
 # %% ../nbs/03a_recipes.ipynb #b20f60ae
 def _stream(c, dls):
@@ -96,7 +96,7 @@ def _fusion_helps(name, needs):
         if not n or accuracy is None: return []
         best = max(records[k]['valid']['top1'] for k in needs)
         noise = 2*(max(best*(1 - best), .01)/n)**.5
-        if accuracy >= best - noise: return []
+        if not accuracy < best - noise: return []
         return [f'fused accuracy {accuracy:.2f} is below the better stream ({best:.2f}) by more than noise: lower fine_lr']
     return check
 
