@@ -15,7 +15,9 @@ __all__ = ['OKABE_ITO', 'INK', 'SPLIT_COLOURS', 'MODALITIES', 'CLIP_TYPES', 'PAR
 import hashlib
 import json
 import os
+import pickle
 import random
+import re
 import shutil
 import sys
 import threading
@@ -195,6 +197,9 @@ def read_state(
         if isinstance(state, dict): return dict(state.get('state_dict', state))
         raise TypeError(f'a {type(state).__name__}')
     except Exception as e:
+        if isinstance(e, pickle.UnpicklingError) and (found := re.search(r'GLOBAL (\S+)', str(e))):
+            raise ModelError(f'{path}: not a readable file of weights, as it holds more than tensors ({found[1]}), which can run code; if you trust it, '
+                             'save its state_dict with torch.save or safetensors and read that') from None
         why = (str(e) or type(e).__name__).splitlines()[0][:100]
         raise ModelError(f'{path}: not a readable file of weights ({why}); expected a state dictionary, .pth or .safetensors') from None
 
