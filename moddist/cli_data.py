@@ -173,6 +173,7 @@ def _make(
     source:Annotated[str, typer.Option(help='Signal to compute it from.')]='rgb',
     method:Annotated[str, typer.Option(help='Of flow: dis | tvl1 | raft | raft_large.')]='dis',
     weights:Annotated[Optional[Path], typer.Option(help='Weights of the networks that compute flow (raft), mask or pose.')]=None,
+    key:Annotated[Optional[str], typer.Option(help='Column of the result, where its own name is taken; it is then the signal KEY:WHAT.')]=None,
     shard:Annotated[str, typer.Option(help='i/n: every n-th clip, starting at the i-th, from 0.')]='0/1',
     skip_errors:Annotated[bool, typer.Option('--skip-errors', help='Go on at a clip that cannot be read.')]=False,
     index:Annotated[Optional[Path], typer.Option(help='Where to write the index with the new column; default: beside the store.')]=None,
@@ -188,11 +189,11 @@ def _make(
     from moddist.derive import derive
     if clips is None: raise DataError(f'moddist data make {what}: of which clips? Give a CSV, a folder, or the name of a data set')
     out = out or settings().path('store')
-    found = derive(_clips(clips)[0], what, out, source, method=method, weights=weights, shard=_shard(shard),
+    found = derive(_clips(clips)[0], what, out, source, method=method, weights=weights, key=key, shard=_shard(shard),
                    on_error='skip' if skip_errors else 'error')
     _skipped(found)
-    index = own.write_index(found, index or Path(out)/f'with-{what}.csv')
-    print(f'{found[what].notna().sum()} of {len(found)} clips have {what}; index: {index}')
+    index = own.write_index(found, index or Path(out)/f'with-{key or what}.csv')
+    print(f'{found[key or what].notna().sum()} of {len(found)} clips have {what}; index: {index}')
 
 # %% ../nbs/06a_cli_data.ipynb #9a70226d
 @app.command('show', epilog='Example:  moddist data show clips.csv S001C001P001R001A001 --signals rgb,depth --overlays boxes --out clip.html')

@@ -18,6 +18,7 @@ from torch import nn
 from .arrays import ARRAY_SUFFIX, write_array
 from .clips import has_value
 from .core import DataError, ModdistError, ModelError, device, progress, read_state, signal
+from .datasets.own import _has_paths
 from .files import file_stamp, read_frames
 from .store import _kept, _noted, _settle, _source, _sources, _staged, _whole, clip_path
 
@@ -209,6 +210,7 @@ def derive(
     s, key, dest, skipped = signal(source), key or what, Path(dest).absolute(), []
     _check_request(df, what, s, method, shard, on_error)
     if key == s.key: raise DataError(f'key={key!r}: is the source itself; choose another name')
+    _check_column(df, key, what)
     settings = dict(derived=what, source=str(s), recipe=_RECIPE) | (dict(method=method) if what == 'flow' else {}) | (dict(weights=Path(weights).name) if weights else {})
     rows, sources = df.to_dict('records'), _sources(df.drop(columns=key, errors='ignore'), [s.key])
     for row in progress([r for r in rows[shard[0]::shard[1]] if has_value(r, s.key)], what, unit='clip'):
@@ -237,3 +239,9 @@ def _check_request(df, what, s, method, shard, on_error):
     if s.modality.key not in ('rgb', 'ir'): raise DataError(f'source {s}: {what} is computed from rgb or ir pictures')
     for column in ('clip_id', s.key):
         if column not in df: raise DataError(f'the clip index has no column {column!r}; found {", ".join(df.columns)}')
+
+def _check_column(df, key, what):
+    "A column of words must not become one of paths: the embedded set's `motion` is the class of a movement"
+    if key not in df or df[key].isna().all() or _has_paths(key, df[key]): return
+    raise DataError(f'the clip index has a column {key!r} that holds no files ({df[key].dropna().iloc[0]!r}, ...); '
+                    f'name the new one with key=, such as key="{what}_of_pictures", which is then the signal {what}_of_pictures:{what}')

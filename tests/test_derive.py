@@ -216,6 +216,17 @@ def df(tmp_path):
     return pd.DataFrame(rows)
 
 
+def test_a_column_of_words_is_not_overwritten(df, tmp_path):
+    "The embedded set calls the class of a movement `motion`"
+    named = df.assign(motion=['push', 'pull', 'push', None])
+    with pytest.raises(DataError, match="'motion' that holds no files .'push'") as e: derive(named, 'motion', tmp_path/'s')
+    assert '\n' not in str(e.value) and not (tmp_path/'s').exists()
+    out = derive(named, 'motion', tmp_path/'s', key='change')
+    assert out.motion.tolist()[:3] == ['push', 'pull', 'push'] and out.change.notna().all()
+    assert derive(derive(df, 'motion', tmp_path/'s'), 'motion', tmp_path/'s').motion.notna().all()     # its own paths may be renewed
+    assert derive(df.assign(motion=np.nan), 'motion', tmp_path/'s').motion.notna().all()
+
+
 def stamps(paths): return [file_stamp(p) for p in paths]
 
 
