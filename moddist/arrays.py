@@ -88,7 +88,9 @@ def _opened(path)->Iterator[tuple[ZipFile, dict]]:
     except DataError: raise
     except FileNotFoundError: raise DataError(f'{path}: no such file; correct the path in the clip index or drop the clip') from None
     except PermissionError: raise DataError(f'{path}: may not be read; change its permissions') from None
-    except Exception as e: raise DataError(f'{path}: truncated or damaged ({type(e).__name__}); copy it again or prepare the clip anew') from None
+    except Exception as e:
+        raise DataError(f'{path}: truncated or damaged ({type(e).__name__}); '
+                        'copy it again or prepare the clip anew') from None
 
 @lru_cache(maxsize=200_000)
 def _facts(path, stamp):
@@ -125,7 +127,8 @@ def _unpack(z, meta, index, out):
 def _frame_index(path, index, n):
     "Frame numbers as a list of ints, all inside the file"
     index = list(range(n)) if index is None else [int(i) for i in index]
-    if not index or min(index) < 0 or max(index) >= n: raise DataError(f'{path}: frames {index[:4]}... asked, expected indices in 0..{n - 1}')
+    if not index or min(index) < 0 or max(index) >= n:
+        raise DataError(f'{path}: frames {index[:4]}... asked, expected indices in 0..{n - 1}')
     return index
 
 def read_array(
@@ -166,7 +169,8 @@ def _unpack_pictures(z, meta, index, out):
     "Decode the pictures `index` into `out`"
     import cv2
     for frame, i in zip(out, index):
-        picture = cv2.imdecode(np.frombuffer(z.read(_picture_name(i)), np.uint8), cv2.IMREAD_COLOR if out.shape[3] == 3 else cv2.IMREAD_GRAYSCALE)
+        picture = cv2.imdecode(np.frombuffer(z.read(_picture_name(i)), np.uint8),
+                               cv2.IMREAD_COLOR if out.shape[3] == 3 else cv2.IMREAD_GRAYSCALE)
         if picture.shape[:2] != frame.shape[:2]: raise ValueError('size')
         if out.shape[3] == 3: cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, frame)
         else: frame[..., 0] = picture

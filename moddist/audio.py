@@ -24,9 +24,12 @@ from .tracks import open_hdf5
 def _open_audio(path):
     "Open with PyAV; `DataError` names the file and the reason"
     import av
-    if not os.path.isfile(path): raise DataError(f'{path}: no such sound or video file; correct the path in the clip index or drop the clip')
+    if not os.path.isfile(path):
+        raise DataError(f'{path}: no such sound or video file; correct the path in the clip index or drop the clip')
     try: box = av.open(path)
-    except (av.FFmpegError, OSError) as e: raise DataError(f'{path}: not a readable sound file ({type(e).__name__}); it may be truncated, copy it again') from None
+    except (av.FFmpegError, OSError) as e:
+        raise DataError(f'{path}: not a readable sound file ({type(e).__name__}); it may be truncated, '
+                        'copy it again') from None
     if box.streams.audio: return box
     box.close()
     raise DataError(f'{path}: holds no sound; drop the clip or leave audio out')
@@ -36,7 +39,8 @@ def _check_riff(path):
     if not os.path.isfile(path): return
     with open(path, 'rb') as f: head = f.read(8)
     declared, there = int.from_bytes(head[4:], 'little') + 8, os.path.getsize(path)
-    if head[:4] == b'RIFF' and 8 < declared < 2**32 and there < declared - 1: raise DataError(f'{path}: truncated, {there} of {declared} declared bytes are there; copy it again or drop the clip')
+    if head[:4] == b'RIFF' and 8 < declared < 2**32 and there < declared - 1:
+        raise DataError(f'{path}: truncated, {there} of {declared} declared bytes are there; copy it again or drop the clip')
 
 _GUESSED = {'mp3', 'aac'} # formats without time stamps
 
@@ -90,7 +94,9 @@ def _decode(path, zero, rate, start, stop):
                 if lo < hi: out[lo - start:hi - start] = x[lo - at:hi - at]
                 at += len(x)
                 if at >= stop: return out, None
-        except (av.FFmpegError, OSError) as e: raise DataError(f'{path}: its sound is damaged after {(at or 0)/rate:.2f} s ({type(e).__name__}); copy or record it again') from None
+        except (av.FFmpegError, OSError) as e:
+            raise DataError(f'{path}: its sound is damaged after {(at or 0)/rate:.2f} s ({type(e).__name__}); '
+                            'copy or record it again') from None
     return out, (at or 0)/rate
 
 # %% ../nbs/00e_audio.ipynb #2609789e
@@ -101,7 +107,8 @@ def _stored(path):
 
 def _wave(box, file, name):
     if name in box and getattr(box[name], 'ndim', 0) == 1: return box[name], int(box[name].attrs.get('rate', 24_000))
-    raise DataError(f'{file}: no waveform {name!r}; it holds {len(box)} entries such as {", ".join(list(box)[:3])}; correct the part after :: in the clip index')
+    raise DataError(f'{file}: no waveform {name!r}; it holds {len(box)} entries such as {", ".join(list(box)[:3])}; '
+                    'correct the part after :: in the clip index')
 
 def _read_stored(path, start, stop):
     with open_hdf5(_stored(path)[0]) as box:
@@ -137,7 +144,8 @@ def read_audio(
     path = str(path)
     zero, length, native, ends = _probe(path)
     stop_s = length if stop_s is None else min(stop_s, length)
-    if not 0 <= start_s < stop_s: raise DataError(f'{path}: sound from {start_s:g} to {stop_s:g} s asked, expected a part of its {length:.2f} s')
+    if not 0 <= start_s < stop_s:
+        raise DataError(f'{path}: sound from {start_s:g} to {stop_s:g} s asked, expected a part of its {length:.2f} s')
     up, down = rate//gcd(rate, native), native//gcd(rate, native)
     room = ceil(10*max(up, down)/down) + 1 # reach of the filter in output samples
     first, last = round(start_s*rate), round(stop_s*rate)
@@ -198,7 +206,8 @@ def mel(
     "Mel spectrogram, the borders mirrored (radevski2022 4.5)"
     x = torch.as_tensor(windows).float()
     hann = torch.hann_window(win, device=x.device)
-    spectrum = torch.stft(x.reshape(-1, x.shape[-1]), n_fft, hop, win, hann, center=True, pad_mode='reflect', return_complex=True).abs().square()
+    spectrum = torch.stft(x.reshape(-1, x.shape[-1]), n_fft, hop, win, hann, center=True, pad_mode='reflect',
+                          return_complex=True).abs().square()
     return (mel_filters(rate, n_fft, n_mels).to(x.device) @ spectrum).reshape(*x.shape[:-1], n_mels, -1)
 
 # %% ../nbs/00e_audio.ipynb #86648fdf

@@ -33,7 +33,8 @@ class Arch:
     drop_path:float|None=None # probability at the last block; None = it has no such blocks
 
 # %% ../nbs/02a_backbones.ipynb #ddf43b94
-HARA_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+HARA_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
+               152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 _LAYERS, _STAGES, _WIDTHS = tuple(f'layer{i}' for i in (1, 2, 3, 4)), tuple(f'stage{i}' for i in (1, 2, 3, 4)), (64, 128, 256, 512)
 
 ARCHS = {
@@ -93,7 +94,8 @@ def head_list(
 )->list[list]: # [name, classes] pairs, JSON-able
     "Heads as a list of pairs; `ModelError` when they do not add up"
     if heads is None and num_classes is None: raise ModelError('a stream needs num_classes, or heads such as dict(verb=97, noun=300)')
-    pairs = [['action', num_classes]] if heads is None else [[n, int(k)] for n, k in (heads.items() if isinstance(heads, Mapping) else heads)]
+    pairs = [['action', num_classes]] if heads is None else [[n, int(k)]
+                                                             for n, k in (heads.items() if isinstance(heads, Mapping) else heads)]
     total = sum(k for _, k in pairs)
     if not pairs or len({n for n, _ in pairs}) < len(pairs) or min(k for _, k in pairs) < 1:
         raise ModelError(f'heads {pairs}: expected different names, each with one class or more')
@@ -196,7 +198,8 @@ class VideoStream(Stream):
         freeze_bn:bool|None=None, # batch norms never move; None = when `weights` are given
     ):
         net, a, pairs = _net(arch), ARCHS[arch], head_list(num_classes, heads)
-        if drop_path is not None and a.drop_path is None: raise ModelError(f'{arch} has no stochastic depth: leave drop_path={drop_path} out')
+        if drop_path is not None and a.drop_path is None:
+            raise ModelError(f'{arch} has no stochastic depth: leave drop_path={drop_path} out')
         drop_path, freeze_bn = a.drop_path if drop_path is None else drop_path, weights is not None if freeze_bn is None else freeze_bn
         hparams = dict(arch=arch, num_classes=sum(k for _, k in pairs), heads=None if heads is None else pairs, in_channels=3, drop_path=drop_path,
                        dropout=dropout, freeze_bn=freeze_bn)
@@ -264,7 +267,8 @@ def _fill(stream:Stream, state:dict, source:str, head:bool):
     own = {k: v for k, v in stream.state_dict().items() if not k.endswith(skip) and (head or not k.startswith(('fc.', 'projector.')))}
     wrong = [k for k in own if getattr(state.get(k), 'shape', None) != own[k].shape]
     if wrong:
-        raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape for {stream.arch}, the first is {wrong[0]}')
+        raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape for {stream.arch}, '
+                         f'the first is {wrong[0]}')
     stream.load_state_dict({k: state[k] for k in own}, strict=False)
 
 def load_backbone(
@@ -285,7 +289,8 @@ def load_official(
     for part in ('weight', 'bias'):
         rows = [heads.get(f'classifiers.{n.lower()}.{part}') for n in stream.heads]
         if any(r is None for r in rows):
-            raise ModelError(f'{path}: heads {", ".join(sorted({k.split(".")[1] for k in heads})) or "(none)"}, expected {", ".join(stream.heads)}')
+            raise ModelError(f'{path}: heads {", ".join(sorted({k.split(".")[1] for k in heads})) or "(none)"}, '
+                             f'expected {", ".join(stream.heads)}')
         state[f'fc.{part}'] = torch.cat(rows)
     _fill(stream, state, str(path), head=True)
     return stream

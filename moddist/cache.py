@@ -196,7 +196,8 @@ def _read_table(path, facts)->_Table:
         with safe_open(path, 'pt') as f: meta, t = json.loads(f.metadata()['moddist']), {k: f.get_tensor(k) for k in f.keys()}
         if _content(t) != meta.pop('content') or meta != facts or len(t['keys']) != len(t['z']): raise ValueError
     except (SafetensorError, TypeError, KeyError, ValueError, OSError) as e:
-        raise ModelError(f'{path}: damaged, or not the answers of this teacher ({type(e).__name__}); delete it, they will be asked again') from None
+        raise ModelError(f'{path}: damaged, or not the answers of this teacher ({type(e).__name__}); delete it, '
+                         'they will be asked again') from None
     table = _Table(facts)
     table.rows, table.z, table.rest = {bytes(k): i for i, k in enumerate(t['keys'].numpy())}, t['z'], t.get('rest')
     return table
@@ -266,18 +267,23 @@ def _begin(self:CachedTeacher, dl, signals):
 def _check_callback(cb):
     "Refuse terms that need maps, and callbacks that could change what the teacher sees"
     if maps := [t.name for t in cb.terms if (t.taps if t.teacher_taps is None else t.teacher_taps)]:
-        raise ModelError(f'the term {maps[0]!r} looks at the teacher\'s maps, which are not cached: leave it out, or use the teacher without a cache')
+        raise ModelError(f'the term {maps[0]!r} looks at the teacher\'s maps, which are not cached: leave it out, '
+                         'or use the teacher without a cache')
     for c in takewhile(lambda c: c is not cb, cb.learn.cbs.sorted('order')):
         if any('before_batch' in vars(k) for k in (c, *type(c).__mro__)):
-            raise ModelError(f'{type(c).__name__} may change a batch before the teacher sees it: leave it out, or use the teacher without a cache')
+            raise ModelError(f'{type(c).__name__} may change a batch before the teacher sees it: leave it out, '
+                             'or use the teacher without a cache')
 
 def _read_by(teacher, cb):
     "Signals of the streams: those the callback gives, else those named"
     given = {s.key: s for s in cb.dl.signals}
     found = tuple(given[k] for k in cb.inputs) or teacher.signals
-    if not found: raise ModelError('the callback gives the teacher nothing to read: say what its streams read in CachedTeacher(signals=...)')
+    if not found:
+        raise ModelError('the callback gives the teacher nothing to read: say what its streams read in '
+                         'CachedTeacher(signals=...)')
     if teacher.signals and found != teacher.signals:
-        raise ModelError(f'the callback gives {", ".join(map(str, found))}, but the cached teacher reads {", ".join(map(str, teacher.signals))}')
+        raise ModelError(f'the callback gives {", ".join(map(str, found))}, but the cached teacher reads '
+                         f'{", ".join(map(str, teacher.signals))}')
     return found
 
 def _places(cb, begun):
@@ -337,7 +343,8 @@ def look_up(self:CachedTeacher,
     if new and not len(xs):
         raise ModelError(f'clip {keys[next(iter(new.values()))].clip[0]}: not known as it is drawn and read here, and the loaders give the '
                          'teacher nothing to read; call fill with loaders of the same settings first')
-    if check and len(xs) and len(new) < len(names): self._ask_again(table, names, [i for i, k in enumerate(names) if k not in new][0], keys, xs)
+    if check and len(xs) and len(new) < len(names):
+        self._ask_again(table, names, [i for i, k in enumerate(names) if k not in new][0], keys, xs)
     if new:
         table.put(list(new), self._live([x[list(new.values())] for x in xs]))
         self._tell_size(dl, table)
@@ -394,7 +401,8 @@ def fill(self:CachedTeacher,
     given = {s.key: s for s in dls.train.signals}
     keys = list(inputs or (s.key for s in self.signals or ()))
     if lost := [k for k in keys if k not in given] or ([] if keys else ['?']):
-        raise ModelError(f'no input {lost[0]!r} in the loaders, which have {", ".join(given)}: name what the streams read in fill(dls, inputs=...)')
+        raise ModelError(f'no input {lost[0]!r} in the loaders, which have {", ".join(given)}: '
+                         'name what the streams read in fill(dls, inputs=...)')
     self.signals, at, before = tuple(given[k] for k in keys), [list(given).index(k) for k in keys], len(self.log)
     check_cachable(dls.train, self.signals)
     self._forget()

@@ -89,8 +89,12 @@ def temperature(
     from scipy.optimize import brentq
     z, y = one_head(valid).logits.double(), valid.labels.long()
     z = z - z.mean(1, keepdim=True)
-    if _slope(z, y, 1/low) <= 0: raise DataError(f'no temperature above {low} fits: nearly every one of the {len(y)} clips is right; use validation clips the model was not trained on')
-    if _slope(z, y, 1/high) >= 0: raise DataError(f'no temperature below {high} fits: on these {len(y)} clips the model is no better than guessing; are the labels in the order of its classes?')
+    if _slope(z, y, 1/low) <= 0:
+        raise DataError(f'no temperature above {low} fits: nearly every one of the {len(y)} clips is right; '
+                        'use validation clips the model was not trained on')
+    if _slope(z, y, 1/high) >= 0:
+        raise DataError(f'no temperature below {high} fits: on these {len(y)} clips the model is no better than guessing; '
+                        'are the labels in the order of its classes?')
     return float(np.exp(-brentq(lambda log_b: _slope(z, y, np.exp(log_b)), -np.log(high), -np.log(low), xtol=1e-6)))
 
 def soften(
@@ -108,7 +112,9 @@ def calibrate(
 )->tuple[Predictions, float]: # softened test predictions, and the temperature
     "Fit the temperature on validation clips and apply it to others; `DataError` when a clip is in both"
     both = set(valid.clip_ids) & set(test.clip_ids)
-    if both: raise DataError(f'{len(both)} clips, such as {min(both)}, are in both sets: fit the temperature on validation clips, not on those it is judged by')
+    if both:
+        raise DataError(f'{len(both)} clips, such as {min(both)}, are in both sets: '
+                        'fit the temperature on validation clips, not on those it is judged by')
     t = temperature(valid)
     return soften(test, t), t
 
@@ -135,16 +141,21 @@ def reliability_figure(
     "Reliability diagrams with the gap and the number of clips of every bin (hover for the numbers)"
     from plotly.subplots import make_subplots
     named = _named(models)
-    fig = make_subplots(2, len(named), shared_xaxes=True, shared_yaxes=True, row_heights=[.75, .25], vertical_spacing=.04, horizontal_spacing=.05, subplot_titles=[_title(html.escape(n), p, bins, adaptive) for n, p in named.items()])
+    fig = make_subplots(2, len(named), shared_xaxes=True, shared_yaxes=True, row_heights=[.75, .25], vertical_spacing=.04,
+                        horizontal_spacing=.05,
+                        subplot_titles=[_title(html.escape(n), p, bins, adaptive) for n, p in named.items()])
     for i, p in enumerate(named.values(), 1):
         r = reliability(p, bins, adaptive)
         bar = dict(x=(r.lo + r.hi)/2, width=r.hi - r.lo, customdata=r[['lo', 'hi', 'n', 'confidence', 'accuracy']], showlegend=False,
                    hovertemplate='confidence (%{customdata[0]:.2f}, %{customdata[1]:.2f}]<br>%{customdata[2]} clips say %{customdata[3]:.3f}<br>%{customdata[4]:.3f} are right<extra></extra>')
-        fig.add_bar(y=r.accuracy, marker=dict(color=OKABE_ITO['blue'], line=dict(color='white', width=1)), name='right', row=1, col=i, **bar)
+        fig.add_bar(y=r.accuracy, marker=dict(color=OKABE_ITO['blue'], line=dict(color='white', width=1)), name='right',
+                    row=1, col=i, **bar)
         fig.add_bar(y=-r.gap, base=r.accuracy, marker=dict(color='rgba(213,94,0,.25)', line=dict(color=OKABE_ITO['vermillion'], width=1), pattern=dict(shape='/', fgcolor=OKABE_ITO['vermillion'])), name='gap', row=1, col=i, **bar)
-        fig.add_scatter(x=[0, 1], y=[0, 1], mode='lines', line=dict(color=OKABE_ITO['black'], dash='dash', width=1), showlegend=False, hoverinfo='skip', row=1, col=i)
+        fig.add_scatter(x=[0, 1], y=[0, 1], mode='lines', line=dict(color=OKABE_ITO['black'], dash='dash', width=1),
+                        showlegend=False, hoverinfo='skip', row=1, col=i)
         fig.add_bar(y=r.n, marker=dict(color=OKABE_ITO['grey'], line=dict(color='white', width=1)), name='clips', row=2, col=i, **bar)
-    fig.update_layout(template='simple_white', barmode='overlay', width=120 + 380*len(named), height=480, margin=dict(t=60, b=50, l=60, r=20))
+    fig.update_layout(template='simple_white', barmode='overlay', width=120 + 380*len(named), height=480,
+                      margin=dict(t=60, b=50, l=60, r=20))
     fig.update_xaxes(range=[0, 1]); fig.update_yaxes(range=[0, 1], row=1); fig.update_xaxes(title='confidence', row=2)
     return fig.update_yaxes(title='share right', row=1, col=1).update_yaxes(title='clips', row=2, col=1)
 
@@ -167,7 +178,8 @@ def plot_reliability(
         r = reliability(p, bins, adaptive)
         bar = dict(x=r.lo, width=r.hi - r.lo, align='edge')
         top.bar(height=r.accuracy, color=OKABE_ITO['blue'], edgecolor='white', lw=.6, label='right', **bar)
-        top.bar(height=-r.gap, bottom=r.accuracy, facecolor=(*(x/255 for x in (213, 94, 0)), .2), edgecolor=OKABE_ITO['vermillion'], hatch='////', lw=.6, label='gap', **bar)
+        top.bar(height=-r.gap, bottom=r.accuracy, facecolor=(*(x/255 for x in (213, 94, 0)), .2),
+                edgecolor=OKABE_ITO['vermillion'], hatch='////', lw=.6, label='gap', **bar)
         top.plot([0, 1], [0, 1], '--', color='black', lw=1)
         low.bar(height=r.n, color=OKABE_ITO['grey'], edgecolor='white', lw=.6, **bar)
         top.set_title(_title(name, p, bins, adaptive), fontsize=9); top.set_xlim(0, 1); top.set_ylim(0, 1); low.set_xlabel('confidence', fontsize=8)

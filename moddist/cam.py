@@ -36,12 +36,16 @@ def _run(model, inputs, name, grad)->tuple[Tensor, Tensor, list[Tensor]]:
         zs = model.forward_streams(*xs) if isinstance(model, TwoStream) else (model(*xs),)
         a = seen.maps.get(name)
     if a is None: raise ModelError(f'tap {name!r} was not reached in the forward pass: take another one')
-    if bad := int((~a.isfinite()).sum()): raise ModelError(f'tap {name!r}: {bad} of {a.numel()} values are NaN or infinite; the network diverged: load an earlier checkpoint or train with a lower learning rate')
+    if bad := int((~a.isfinite()).sum()):
+        raise ModelError(f'tap {name!r}: {bad} of {a.numel()} values are NaN or infinite; the network diverged: '
+                         'load an earlier checkpoint or train with a lower learning rate')
     return a, sum(zs)/len(zs), list(zs)
 
 def _classes(target, z)->Tensor: # [B]
     y = z.argmax(1) if target is None else torch.as_tensor(target, device=z.device).long().expand(len(z))
-    if y.min() < 0 or y.max() >= z.shape[1]: raise ModelError(f'target {int(y.max() if y.max() >= z.shape[1] else y.min())}: the model has classes 0 to {z.shape[1] - 1}')
+    if y.min() < 0 or y.max() >= z.shape[1]:
+        raise ModelError(f'target {int(y.max() if y.max() >= z.shape[1] else y.min())}: '
+                         f'the model has classes 0 to {z.shape[1] - 1}')
     return y
 
 def _exact_cam(model, stream, inputs, name, target)->Tensor|None: # None = the head is no average and linear layer
@@ -68,11 +72,15 @@ def cam(
     with _judging(model):
         exact = _exact_cam(model, stream, inputs, name, target) if method != 'gradcam' else None
         if exact is not None: return exact
-        if method == 'cam': raise ModelError(f"tap {name!r} of this {type(model).__name__}: its cells do not sum to the logit, because no average and linear layer follow; use method='gradcam'")
+        if method == 'cam':
+            raise ModelError(f"tap {name!r} of this {type(model).__name__}: its cells do not sum to the logit, "
+                             "because no average and linear layer follow; use method='gradcam'")
         with torch.enable_grad():
             a, z, _ = _run(model, inputs, name, True)
             slope = torch.autograd.grad(z.gather(1, _classes(target, z)[:, None]).sum(), a, allow_unused=True)[0] if a.requires_grad else None
-    if slope is None: raise ModelError(f'tap {name!r}: the network shows this map and does not read it, so that the logit has no gradient there; take the last tap')
+    if slope is None:
+        raise ModelError(f'tap {name!r}: the network shows this map and does not read it, '
+                         'so that the logit has no gradient there; take the last tap')
     return torch.einsum('bcthw,bc->bthw', a.detach().float(), slope.float().mean((2, 3, 4)))
 
 # %% ../nbs/05i_cam.ipynb #1c9d2f8c
@@ -97,8 +105,12 @@ def _axis(n:int, size:int, patches:bool)->Tensor: # [size, n]
 
 def _check_maps(*maps):
     for m in maps:
-        if m.ndim != 4 or not m.is_floating_point(): raise DataError(f'maps {str(m.dtype).removeprefix("torch.")} {list(m.shape)}: expected float [B, T, h, w], as `cam` gives them')
-        if bad := int((~m.isfinite()).sum()): raise DataError(f'{bad} of {m.numel()} values of the maps are NaN or infinite: they come from a network that diverged')
+        if m.ndim != 4 or not m.is_floating_point():
+            raise DataError(f'maps {str(m.dtype).removeprefix("torch.")} {list(m.shape)}: expected float [B, T, h, w], '
+                            'as `cam` gives them')
+        if bad := int((~m.isfinite()).sum()):
+            raise DataError(f'{bad} of {m.numel()} values of the maps are NaN or infinite: '
+                            'they come from a network that diverged')
 
 # %% ../nbs/05i_cam.ipynb #7e66e9af
 def upsample(
@@ -125,7 +137,8 @@ def difference(
     cam_b:Tensor, # the same shape, of its baseline, for the same clips and class
 )->Tensor: # [B, T', h, w], differences of shares; a clip sums to 0 where both have evidence
     "Where the first takes more of its evidence than the second; `DataError` for maps that do not fit"
-    if cam_a.shape != cam_b.shape: raise DataError(f'maps {list(cam_a.shape)} and {list(cam_b.shape)}: bring both to the clip with `upsample` first')
+    if cam_a.shape != cam_b.shape:
+        raise DataError(f'maps {list(cam_a.shape)} and {list(cam_b.shape)}: bring both to the clip with `upsample` first')
     return shares(cam_a) - shares(cam_b)
 
 def energy_inside(
@@ -134,7 +147,9 @@ def energy_inside(
     patches:bool=False, # as in `upsample`
 )->Tensor: # [B], 0..1; 0 where nothing speaks for the class
     "Share of the positive evidence in the cells that the object touches (Wang et al. 2020)"
-    if mask.ndim != 4 or len(mask) != len(maps) or mask.dtype != torch.bool: raise DataError(f'mask {str(mask.dtype)[6:]} {list(mask.shape)} for maps {list(maps.shape)}: expected bool [B, T, H, W], one per clip')
+    if mask.ndim != 4 or len(mask) != len(maps) or mask.dtype != torch.bool:
+        raise DataError(f'mask {str(mask.dtype)[6:]} {list(mask.shape)} for maps {list(maps.shape)}: expected bool [B, T, '
+                        'H, W], one per clip')
     return (shares(maps)*touched(mask, maps.shape[1:], patches)).sum((1, 2, 3))
 
 def touched(
@@ -152,7 +167,9 @@ def _strip(frames, maps, at)->tuple[np.ndarray, dict, list]:
     f = np.asarray(frames)
     if f.ndim == 4 and f.shape[-1] == 3: f = f @ np.array([.299, .587, .114])
     maps = {k: torch.as_tensor(np.asarray(m)).detach().float() for k, m in (maps.items() if isinstance(maps, Mapping) else [('', maps)])}
-    if f.ndim != 3 or not maps: raise DataError(f'frames {list(np.shape(frames))} and {len(maps)} maps: expected [T, H, W, 3] or [T, H, W], and one map or more')
+    if f.ndim != 3 or not maps:
+        raise DataError(f'frames {list(np.shape(frames))} and {len(maps)} maps: expected [T, H, W, 3] or [T, H, W], '
+                        'and one map or more')
     for m in maps.values():
         if m.ndim != 3: raise DataError(f'a map {list(m.shape)}: expected that of one clip, [T, h, w]; pass cam(...)[i]')
         _check_maps(m[None])
@@ -216,15 +233,18 @@ def cam_figure(
     from plotly.subplots import make_subplots
     f, maps, at = _strip(frames, maps, at)
     rows, (H, W) = _rows(f, maps, signed, patches), f.shape[1:]
-    fig = make_subplots(len(rows), len(at), column_titles=[f'frame {t}' for t in at], horizontal_spacing=.008, vertical_spacing=.03, shared_xaxes='all', shared_yaxes='all')
+    fig = make_subplots(len(rows), len(at), column_titles=[f'frame {t}' for t in at], horizontal_spacing=.008,
+                        vertical_spacing=.03, shared_xaxes='all', shared_yaxes='all')
     for i, (title, _, colours, lo, hi) in enumerate(rows, 1):
         m, axis = maps[title].numpy(), f'coloraxis{i if i > 1 else ""}'
         near, y, x = (_axis(n, size, patches) for n, size in zip(m.shape, f.shape))
         for j, t in enumerate(at, 1):
             fig.add_heatmap(z=(255*f[t]).round().astype(np.uint8), colorscale='gray', showscale=False, hoverinfo='skip', row=i, col=j)
-            fig.add_heatmap(z=m[int(near[t].argmax())].round(5), x=_edges(x), y=_edges(y), opacity=.6, coloraxis=axis, hovertemplate=f'{title} %{{z:.3g}}<extra></extra>', row=i, col=j)
+            fig.add_heatmap(z=m[int(near[t].argmax())].round(5), x=_edges(x), y=_edges(y), opacity=.6, coloraxis=axis,
+                            hovertemplate=f'{title} %{{z:.3g}}<extra></extra>', row=i, col=j)
         top, each = 1 - (i - 1)/len(rows), 1/len(rows)
         fig.layout[axis] = dict(colorscale='Inferno' if colours == 'inferno' else 'RdBu_r', cmin=lo, cmax=hi, colorbar=dict(len=.85*each, y=top - each/2, thickness=10, tickfont_size=9, title=dict(text=unit, side='right', font_size=10)))
         fig.add_annotation(text=title, x=-.005, xref='paper', xanchor='right', y=top - each/2, yref='paper', textangle=-90, showarrow=False)
     fig.update_xaxes(showticklabels=False, range=[-.5, W - .5], constrain='domain'); fig.update_yaxes(showticklabels=False, range=[H - .5, -.5], scaleanchor='x', constrain='domain')
-    return fig.update_layout(template='plotly_white', height=round(170*len(rows)) + 70, width=round(170*len(at)*W/H) + 150, margin=dict(l=40, r=10, t=40, b=10))
+    return fig.update_layout(template='plotly_white', height=round(170*len(rows)) + 70, width=round(170*len(at)*W/H) + 150,
+                             margin=dict(l=40, r=10, t=40, b=10))

@@ -57,11 +57,14 @@ def clip_index(
     root = str(root or getattr(settings(), dataset, '') or '')
     if not root: raise DataError(f'{dataset}: no folder given; pass root, or set {dataset} = ... in settings.ini')
     protocol = protocol or e.protocols[0]
-    if protocol not in e.protocols: raise ProtocolError(f'{dataset}: protocol {protocol!r} is not known; expected one of {", ".join(e.protocols)}')
+    if protocol not in e.protocols:
+        raise ProtocolError(f'{dataset}: protocol {protocol!r} is not known; expected one of {", ".join(e.protocols)}')
     code = e.code
     split = getattr(code, 'split', None) or getattr(code, 'split_by', None)
     known = set(inspect.signature(code.index).parameters) | set(inspect.signature(split).parameters if split else ())
-    if odd := sorted(set(options) - known): raise DataError(f'{dataset}: unknown option {odd[0]!r}; expected one of {", ".join(sorted(known - {"df", "root", "protocol"}))}')
+    if odd := sorted(set(options) - known):
+        raise DataError(f'{dataset}: unknown option {odd[0]!r}; expected one of '
+                        f'{", ".join(sorted(known - {"df", "root", "protocol"}))}')
     return _open(e, code, split, root, protocol, options)
 
 def _open(e, code, split, root, protocol, options):
@@ -73,7 +76,9 @@ def _open(e, code, split, root, protocol, options):
         return f(*args, **{k: v for k, v in given.items() if k in names})
     index = call(code.index, root)
     if e.name == 'own' and 'split' in index and (asked := [k for k in ('group', 'valid', 'test', 'seed') if options.get(k) is not None]):
-        raise DataError(f'{root}: says already which clip belongs to which split, and {asked[0]}={options[asked[0]]!r} would divide anew; leave {asked[0]} out, or remove the split from the table or the folders')
+        raise DataError(f'{root}: says already which clip belongs to which split, '
+                        f'and {asked[0]}={options[asked[0]]!r} would divide anew; leave {asked[0]} out, '
+                        'or remove the split from the table or the folders')
     done = 'protocol' in inspect.signature(code.index).parameters or (e.name == 'own' and 'split' in index)
     return index if done else call(split, index)
 

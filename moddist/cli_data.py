@@ -55,7 +55,8 @@ app = typer.Typer(
 Clips = Annotated[str, typer.Argument(metavar='CLIPS',
     help='A CSV of `moddist data index`, a folder of your own clips, or the name of a data set whose root is in settings.ini.')]
 Protocol = Annotated[Optional[str], typer.Option(help='Evaluation protocol of a data set of the catalogue; default: its first.')]
-Options = Annotated[list[str], typer.Option('--option', help='name=value for the data set\'s index or split, e.g. fold=0. May be repeated.')]
+Options = Annotated[list[str],
+                    typer.Option('--option', help='name=value for the data set\'s index or split, e.g. fold=0. May be repeated.')]
 
 # %% ../nbs/06a_cli_data.ipynb #e09b4fb8
 def _skipped(found):
@@ -214,7 +215,8 @@ def _show(
 
 # %% ../nbs/06a_cli_data.ipynb #611e5a3e
 @app.command('card', epilog='Example:  moddist data card clips.csv --out card.html')
-def _card(clips:Clips, out:Annotated[Path, typer.Option(help='HTML file to write.')]=Path('card.html'), protocol:Protocol=None, option:Options=[]):
+def _card(clips:Clips, out:Annotated[Path, typer.Option(help='HTML file to write.')]=Path('card.html'),
+          protocol:Protocol=None, option:Options=[]):
     "Classes, lengths, splits and signals of an index: one HTML file that works offline."
     from moddist.show import data_card
     write_html(data_card(_clips(clips, protocol, option)[0]), out)

@@ -80,7 +80,8 @@ def frame_positions(
     numbers = read_runs(row['numbers'])
     try: return [at[numbers[i]] for i in wanted]
     except KeyError as e:
-        raise DataError(f'{path}: no frame with number {e}, which the index lists for clip {row.get("clip_id")}; make the index again') from None
+        raise DataError(f'{path}: no frame with number {e}, which the index lists for clip {row.get("clip_id")}; '
+                        'make the index again') from None
 
 def _fov(row, key, size):
     "The shared part (y0, y1, x0, x1) of a picture, px"
@@ -105,7 +106,8 @@ def _frames(row, s, wanted, span, n, w, sampler):
     return CACHE.get(key, lambda: read(None if (start, stop) == (0, n) and not shared else range(start, stop)))[[i - start for i in wanted]]
 
 def _image(row, s, sampler, wanted, span, n, w, native):
-    return torch.from_numpy(np.ascontiguousarray(cut_frames(_frames(row, s, wanted, span, n, w, sampler), w, s.modality).transpose(3, 0, 1, 2)))
+    return torch.from_numpy(np.ascontiguousarray(cut_frames(_frames(row, s, wanted, span, n, w, sampler), w,
+                                                            s.modality).transpose(3, 0, 1, 2)))
 
 # %% ../nbs/00g_clips.ipynb #19bb4a8a
 def _in_view(xy, size, fov):

@@ -37,7 +37,8 @@ def layer_groups(
     while list(dict(model.named_children())) == ['module']: model = model.module # wrapped for several processes
     named = [(f'{n}.{i}', m) for n, m in model.named_children() if isinstance(m, nn.ModuleList) for i, m in m.named_children()]
     parts = []
-    for n, m in model.named_children(): parts += [p for p in named if p[0].startswith(f'{n}.')] if isinstance(m, nn.ModuleList) else [(n, m)]
+    for n, m in model.named_children():
+        parts += [p for p in named if p[0].startswith(f'{n}.')] if isinstance(m, nn.ModuleList) else [(n, m)]
     seen, found = set(), {}
     for name, m in [*parts, ('own', model)]:
         new = [p for p in m.parameters() if p.requires_grad and id(p) not in seen]
@@ -158,7 +159,8 @@ def cosines(self:Cockpit)->pd.DataFrame: # step, epoch, group ('all' = the whole
 _MARKS = 'o^sDvPX'
 def _epochs(weights, all_classes=True):
     "Rows to draw, or one line about what is missing"
-    if not len(weights): raise DataError('no weights were recorded: a Cockpit needs a DistillCallback with an Ensemble, and a finished epoch')
+    if not len(weights):
+        raise DataError('no weights were recorded: a Cockpit needs a DistillCallback with an Ensemble, and a finished epoch')
     return weights[(weights['class'] == -1) == all_classes]
 
 def plot_weights(
@@ -206,7 +208,8 @@ def _by_class(weights, epoch):
     if not (t.epoch == epoch).any():
         raise DataError(f'epoch {epoch} was not recorded: expected one of {", ".join(map(str, t.epoch.unique()))}')
     t = t[t.epoch == epoch]
-    return {h: x.pivot(index='teacher', columns='class', values='weight').loc[x.teacher.unique()] for h, x in t.groupby('head', sort=False)}, epoch
+    return {h: x.pivot(index='teacher', columns='class', values='weight').loc[x.teacher.unique()]
+            for h, x in t.groupby('head', sort=False)}, epoch
 
 def _called(names, h, columns): return [str(names[h][c]) if names and h in names else str(c) for c in columns]
 
@@ -345,7 +348,8 @@ def what_if(
     if losses is not None and weights is not None: raise ModelError('both weights and losses: expected one of them')
     if losses is not None: weights = {h: softmin(torch.as_tensor(v, dtype=torch.float64), gamma) for h, v in losses.items()}
     one = [1.]*len(found)
-    w, t = (_table(what, one if x is None else x, len(found), _names(heads)) for what, x in (('weights', weights), ('temperatures', temperatures)))
+    w, t = (_table(what, one if x is None else x, len(found), _names(heads))
+            for what, x in (('weights', weights), ('temperatures', temperatures)))
     y, rows = next(iter(found.values())).labels, []
     for j, (h, ps) in enumerate(_by_head(found, heads).items()):
         unit = None if groups is None else np.asarray(groups)[(_labels(y, _names(heads))[h] >= 0).numpy()]
@@ -367,7 +371,8 @@ def _without(w, names, head):
     "Weights [n + 1, n]: all, then without each, every row with sum 1"
     rows = torch.cat([w[None], w*(1 - torch.eye(len(w), dtype=w.dtype))])
     if (gone := (rows.sum(1) == 0).nonzero()).numel():
-        raise ModelError(f'head {head}: without {names[int(gone[0]) - 1]} no weight is left; expected at least two teachers with a weight above 0')
+        raise ModelError(f'head {head}: without {names[int(gone[0]) - 1]} no weight is left; '
+                         'expected at least two teachers with a weight above 0')
     return rows/rows.sum(1, keepdim=True)
 
 # %% ../nbs/04c_cockpit.ipynb #5c1c2cc5
@@ -396,8 +401,10 @@ def _bars(table):
     t, found = table[table.without != ''], {}
     for (h, m), x in t.groupby(['head', 'metric'], sort=False):
         title, unit, f, good = _METRICS[m]
-        tint = [OKABE_ITO['grey' if lo <= 0 <= hi else 'blue' if good*d > 0 else 'vermillion'] for d, lo, hi in zip(x.difference, x.lo, x.hi)]
-        found[h, m, f'{title}, {unit}'] = [(f'without {n}', c, f*d, f*lo, f*hi) for n, c, d, lo, hi in zip(x.without, tint, x.difference, x.lo, x.hi)]
+        tint = [OKABE_ITO['grey' if lo <= 0 <= hi else 'blue' if good*d > 0 else 'vermillion']
+                for d, lo, hi in zip(x.difference, x.lo, x.hi)]
+        found[h, m, f'{title}, {unit}'] = [(f'without {n}', c, f*d, f*lo, f*hi)
+                                           for n, c, d, lo, hi in zip(x.without, tint, x.difference, x.lo, x.hi)]
     return found
 
 # %% ../nbs/04c_cockpit.ipynb #d3352305
@@ -440,4 +447,5 @@ def what_if_figure(
                     showlegend=False, row=i//3 + 1, col=i % 3 + 1)
         if i//3 == len(heads) - 1: fig.update_xaxes(title=f'change of {title}', row=i//3 + 1, col=i % 3 + 1)
     fig.update_xaxes(zeroline=True, zerolinecolor='black', showgrid=True).update_yaxes(autorange='reversed', type='category')
-    return fig.update_layout(template='simple_white', bargap=.45, width=950, height=110 + len(heads)*(60 + 40*n), margin=dict(t=40, b=50, l=20, r=20))
+    return fig.update_layout(template='simple_white', bargap=.45, width=950, height=110 + len(heads)*(60 + 40*n),
+                             margin=dict(t=40, b=50, l=20, r=20))

@@ -59,8 +59,11 @@ def _count(run:Callable[[], object])->tuple[int, tuple[str, ...]]:
 
 def _plain(xs:Sequence[Tensor])->tuple[Tensor, ...]:
     "Example inputs, checked"
-    if not xs or not all(isinstance(x, Tensor) and x.ndim > 1 for x in xs): raise ModelError('expected example inputs as the model reads them, each a tensor with the clips first, e.g. torch.rand(1, 3, 16, 224, 224)')
-    if len({len(x) for x in xs}) > 1: raise ModelError(f'inputs of {", ".join(str(len(x)) for x in xs)} clips: expected the same clips in every input')
+    if not xs or not all(isinstance(x, Tensor) and x.ndim > 1 for x in xs):
+        raise ModelError('expected example inputs as the model reads them, each a tensor with the clips first, '
+                         'e.g. torch.rand(1, 3, 16, 224, 224)')
+    if len({len(x) for x in xs}) > 1:
+        raise ModelError(f'inputs of {", ".join(str(len(x)) for x in xs)} clips: expected the same clips in every input')
     return tuple(x.as_subclass(Tensor) if isinstance(x, ClipTensor) else x for x in xs)
 
 # %% ../nbs/05g_cost.ipynb #0f789f4e
@@ -77,7 +80,8 @@ def multiply_adds(
 
 def _shapes_only(model):
     "A copy whose tensors have no content, so that nothing the forward pass leaves behind reaches the model"
-    memo = {id(t): t.detach().to('meta') for t in model.buffers()} | {id(p): nn.Parameter(p.detach().to('meta'), False) for p in model.parameters()}
+    memo = {id(t): t.detach().to('meta') for t in model.buffers()} | {id(p): nn.Parameter(p.detach().to('meta'), False)
+                                                                      for p in model.parameters()}
     return copy.deepcopy(model, memo)
 
 # %% ../nbs/05g_cost.ipynb #f6a57e51
@@ -96,7 +100,8 @@ def latency(
     xs = _plain(xs)
     if runs < 1 or warmup < 0: raise ModelError(f'runs={runs}, warmup={warmup}: expected at least one run, and no fewer than 0 before')
     device, ms = xs[0].device, np.empty(runs)
-    if (p := next(model.parameters(), None)) is not None and p.device != device: raise ModelError(f'the model is on {p.device}, its inputs on {device}: move one of them')
+    if (p := next(model.parameters(), None)) is not None and p.device != device:
+        raise ModelError(f'the model is on {p.device}, its inputs on {device}: move one of them')
     with _eval_mode(model):
         for i in range(-warmup, runs):
             _wait(device)
@@ -144,7 +149,8 @@ def cost(
     n, missing = multiply_adds(model, *xs)
     ms = latency(model, *xs, runs=runs, warmup=warmup) if runs else np.full(1, np.nan)
     low, median, high = (float(v) for v in np.percentile(ms, [10, 50, 90]))
-    return Cost(count_params(model), n, median, low, high, len(xs[0]), runs, warmup, device_name(xs[0].device), str(xs[0].dtype)[6:], torch.get_num_threads(), missing)
+    return Cost(count_params(model), n, median, low, high, len(xs[0]), runs, warmup, device_name(xs[0].device),
+                str(xs[0].dtype)[6:], torch.get_num_threads(), missing)
 
 # %% ../nbs/05g_cost.ipynb #f50476e5
 def cost_table(
@@ -154,7 +160,8 @@ def cost_table(
     warmup:int=20, # runs that do not count
 )->pd.DataFrame: # one row per model: parameters, multiply_adds per view, views, total = their product, latency_ms of one view, and what it was measured on
     "Costs of several models with the same protocol"
-    if not isinstance(views, int) and (unknown := [n for n in views if n not in models]): raise DataError(f'views of {unknown[0]!r}, which is not among {", ".join(models)}')
+    if not isinstance(views, int) and (unknown := [n for n in views if n not in models]):
+        raise DataError(f'views of {unknown[0]!r}, which is not among {", ".join(models)}')
     rows = {}
     for name, (model, *xs) in models.items():
         c, v = asdict(cost(model, *xs, runs=runs, warmup=warmup)), views if isinstance(views, int) else views.get(name, 1)
@@ -188,7 +195,8 @@ def plot_cost(
     for i, (name, r) in enumerate(t.iterrows()):
         ax.errorbar(r.total, r.top1, r.se or None, color=colours[i % len(colours)], capsize=3, lw=1)
         ax.scatter(r.total, r.top1, r['size']**2, color=colours[i % len(colours)], alpha=.75, lw=0)
-        ax.annotate(f'{name}\n{_words(r.parameters)} parameters', (r.total, r.top1), (r['size']/2 + 3, 0), textcoords='offset points', fontsize=8, va='center')
+        ax.annotate(f'{name}\n{_words(r.parameters)} parameters', (r.total, r.top1), (r['size']/2 + 3, 0),
+                    textcoords='offset points', fontsize=8, va='center')
     ax.set_xscale('log'); ax.margins(x=.45, y=.35); ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _words(v))); ax.xaxis.set_minor_formatter(lambda v, _: _words(v) if str(f'{v:e}')[0] in '25' else '')
     ax.tick_params(labelsize=8, which='both', pad=4, length=3); ax.set(xlabel='multiply-adds per clip, all views', ylabel='top-1, %'); ax.spines[['top', 'right']].set_visible(False); ax.grid(alpha=.2)
     return fig
@@ -206,4 +214,5 @@ def cost_figure(
                         hovertemplate=f'{_words(r.parameters)} parameters<br>{_words(r.multiply_adds)} multiply-adds x {r.views} views<br>latency of a view {r.latency_ms:.1f} ms ({r.device}, {r.dtype})<br>top-1 %{{y:.1f}} +- {r.se:.1f} %')
     at = [m*10**e for e in range(16) for m in (1, 2, 5)]
     fig.update_xaxes(type='log', title='multiply-adds per clip, all views', showgrid=True, tickvals=at, ticktext=[_words(v) for v in at]); fig.update_yaxes(title='top-1, %', showgrid=True)
-    return fig.update_layout(template='simple_white', width=680, height=420, margin=dict(t=30, b=50, l=60, r=20), legend=dict(itemsizing='constant'))
+    return fig.update_layout(template='simple_white', width=680, height=420, margin=dict(t=30, b=50, l=60, r=20),
+                             legend=dict(itemsizing='constant'))

@@ -29,7 +29,9 @@ def plot_terms(
     fig = Figure(figsize=(2.5*min(len(panels), 4) + .4, 2.1*-(-len(panels)//4)), layout='constrained')
     axs = fig.subplots(-(-len(panels)//4), min(len(panels), 4), squeeze=False).flat
     for ax, p, colour in zip(axs, panels, INK * len(panels)):
-        for c in (c for c in nums if stem(c) == p): ax.plot(x, log[c], '--' if c.startswith('valid_') else '-', color=colour, lw=1.6, label='valid' if c.startswith('valid_') else 'train')
+        for c in (c for c in nums if stem(c) == p):
+            ax.plot(x, log[c], '--' if c.startswith('valid_') else '-', color=colour, lw=1.6,
+                    label='valid' if c.startswith('valid_') else 'train')
         if len(ax.lines) > 1: ax.legend(fontsize=7, frameon=False)
         ax.set_title(p, fontsize=9); ax.set_xlabel('epoch', fontsize=8); ax.tick_params(labelsize=7)
         ax.spines[['top', 'right']].set_visible(False); ax.set_yscale('log' if log_scale else 'linear')
@@ -57,7 +59,8 @@ def summary_rows(
         half = t.ppf(.975, k - 1) * g.top1.std() / k**.5
         return m, m - half, m + half, k
     df = pd.DataFrame(rows)
-    if df.empty or not {'name', 'top1'} <= set(df): raise DataError(f'accuracy rows have {", ".join(map(str, df.columns)) or "nothing"}; expected name and top1 (and n)')
+    if df.empty or not {'name', 'top1'} <= set(df):
+        raise DataError(f'accuracy rows have {", ".join(map(str, df.columns)) or "nothing"}; expected name and top1 (and n)')
     return pd.DataFrame([(name, *one(g)) for name, g in df.groupby('name', sort=False)], columns=['name', 'top1', 'lo', 'hi', 'runs'])
 
 # %% ../nbs/04b_curves.ipynb #a0a1e742
@@ -78,7 +81,8 @@ def plot_table(
         ax.annotate(f'{100*r.top1:.1f}', (1.01, i), xycoords=('axes fraction', 'data'), va='center', fontsize=9, color=colour)
     if chance is not None:
         ax.axvline(100*chance, color='#888', lw=1, ls=':')
-        ax.annotate('chance', (100*chance, 1), xycoords=('data', 'axes fraction'), fontsize=7, color='#666', xytext=(2, 2), textcoords='offset points')
+        ax.annotate('chance', (100*chance, 1), xycoords=('data', 'axes fraction'), fontsize=7, color='#666', xytext=(2, 2),
+                    textcoords='offset points')
     ax.set_yticks(range(len(s)), s.name, fontsize=9); ax.set_ylim(len(s) - .4, -.6)
     ax.set_xlabel('test accuracy, %   (band: 95 % interval)', fontsize=9); ax.grid(axis='x', alpha=.25); ax.set_axisbelow(True)
     ax.tick_params(length=0); ax.spines[['top', 'right', 'left']].set_visible(False)

@@ -191,7 +191,9 @@ def clip_dls(
     "Aligned multimodal loaders from a clip index; `dls.signals` names the inputs, `dls.heads` the labels and their numbers of classes"
     if on_error not in ('error', 'skip'): raise DataError(f'on_error={on_error!r}: expected error or skip')
     signals, sampler = tuple(signal(s) for s in signals), replace(sampler or ClipSampler()) # a copy: the caller's is not changed
-    if 'split' not in df: raise DataError('the clip index has no column \'split\'; call the split function of the data set first, or own.split_by')
+    if 'split' not in df:
+        raise DataError('the clip index has no column \'split\'; call the split function of the data set first, '
+                        'or own.split_by')
     df = df[df.split.isin(['train', 'valid', *['unlabelled']*unlabelled])]
     check_index(df, signals, labels or 'label')
     if unlabelled:
@@ -200,7 +202,8 @@ def clip_dls(
     heads = _heads(df, labels, n_classes)
     _check_classes(df, heads)
     reference = signal(sampler.reference).key
-    if reference not in df or df[reference].isna().any(): sampler.reference = next((str(s) for s in signals if s.key == reference), str(signals[0]))
+    if reference not in df or df[reference].isna().any():
+        sampler.reference = next((str(s) for s in signals if s.key == reference), str(signals[0]))
     blocks = (*(ClipBlock(s, sampler) for s in signals), LabelBlock(heads, not isinstance(labels, (str, type(None)))))
     for b in blocks[:-1]: b.type_tfms[0].on_error = on_error
     block = DataBlock(blocks, n_inp=len(signals), get_items=clip_rows, splitter=split_rows, get_x=[_same]*len(signals), get_y=_same,

@@ -59,11 +59,15 @@ def _the_step(out, step):
     done = {f.parent.name: read_json(f) for f in sorted(Path(out).glob('*/record.json'))}
     s = signal(reading(out).student).key
     student = [n for n, r in done.items() if r.get('keep', {}).get('role') == 'student'] or [n for n in (f'{s}+hallucination',) if n in done]
-    if not step and not student: raise DataError(f'{out}: no student is finished; name another network with step, one of {", ".join(done) or "(none)"}')
+    if not step and not student:
+        raise DataError(f'{out}: no student is finished; name another network with step, '
+                        f'one of {", ".join(done) or "(none)"}')
     r = done.get(step or student[0])
     if r is None: raise DataError(f'{out}: step {step!r} is not finished; expected one of {", ".join(done)}')
     if len(r['test']) != 1 or signal(r['test'][0]).modality.key not in PICTURES:
-        raise ModelError(f'{out}: {r["name"]} reads {" and ".join(r["test"])}; expected a network that reads one signal of {", ".join(PICTURES)}, such as {", ".join(n for n, v in done.items() if len(v["test"]) == 1) or "a student"}')
+        raise ModelError(f'{out}: {r["name"]} reads {" and ".join(r["test"])}; expected a network that reads one signal of '
+                         f'{", ".join(PICTURES)}, such as '
+                         f'{", ".join(n for n, v in done.items() if len(v["test"]) == 1) or "a student"}')
     return r
 
 # %% ../nbs/06_deploy.ipynb #827aa199
@@ -79,7 +83,10 @@ def _clip_size(df, key, resized, n=20):
     rows, m = df[df.split == 'train'].head(n).to_dict('records'), signal(key)
     fovs = [str(r[f'{m.key}_fov']) for r in rows if has_value(r, f'{m.key}_fov')]
     fov, shapes, rates = max(fovs, key=fovs.count, default=''), [frame_shape(r[m.key], m.modality) for r in rows], [frame_rate(r[m.key]) for r in rows]
-    if len(sizes := {(s[1:], f) for s, f in zip(shapes, fovs or ['']*len(shapes))}) > 1 and not resized: raise DataError(f'training clips of {len(sizes)} sizes or fields of view, such as {", ".join(f"{h}x{w}" for (h, w), _ in sorted(sizes)[:2])} px, were cut without being resized: no one size fits a new video; train with short_side or size')
+    if len(sizes := {(s[1:], f) for s, f in zip(shapes, fovs or ['']*len(shapes))}) > 1 and not resized:
+        raise DataError(f'training clips of {len(sizes)} sizes or fields of view, '
+                        f'such as {", ".join(f"{h}x{w}" for (h, w), _ in sorted(sizes)[:2])} px, '
+                        'were cut without being resized: no one size fits a new video; train with short_side or size')
     fps = float(np.median(rates)) if np.isfinite(rates).all() else None
     length = float(np.median([b - a for a, b in (clip_span(r, s[0]) for r, s in zip(rows, shapes))]))
     return dict(fov=fov, frame=_seen(shapes[0][1:], fov)[1], fps=fps, seconds=round(length/fps, 3) if fps else None)
@@ -98,7 +105,9 @@ def card_of(
     "The card of a network of a run; `DataError` for a step that is not there, `ModelError` for one that reads several signals"
     r, c, info = _the_step(out, step), reading(out), run_info(out)
     df = open_index(out) if df is None else df
-    return Card(r['name'], r['test'][0], _heads(c, df), {k: getattr(c, k) for k in _READ}, **_clip_size(df, r['test'][0], c.size or c.short_side), trained=dict(recipe=info['recipe'], index=info['index'], seed=c.seed))
+    return Card(r['name'], r['test'][0], _heads(c, df), {k: getattr(c, k) for k in _READ},
+                **_clip_size(df, r['test'][0], c.size or c.short_side),
+                trained=dict(recipe=info['recipe'], index=info['index'], seed=c.seed))
 
 # %% ../nbs/06_deploy.ipynb #c6626e2e
 class FromPixels(nn.Module):
@@ -153,13 +162,17 @@ class Student:
         "Ask"
         if isinstance(self.net, nn.Module): clips = clips.to(next(self.net.parameters()).device)
         with torch.no_grad(): z = self.net(clips).float().cpu()/self.card.temperature
-        if z.shape[1] != len(self.card.columns): raise ModelError(f'{self.card.name}: {z.shape[1]} logits for {len(self.card.columns)} classes; the card belongs to another network')
+        if z.shape[1] != len(self.card.columns):
+            raise ModelError(f'{self.card.name}: {z.shape[1]} logits for {len(self.card.columns)} classes; '
+                             'the card belongs to another network')
         return torch.cat([p.softmax(1) for p in z.split([len(c) for c in self.card.heads.values()], 1)], 1).numpy()
 
 # %% ../nbs/06_deploy.ipynb #f0455b4b
 def _check_pictures(x, m, ndim):
     "Pixels of another kind would be answered, wrongly"
-    if x.ndim != ndim or x.shape[-1] != m.channels or x.dtype != m.dtype: raise DataError(f'pictures of shape {list(x.shape)} and type {x.dtype}: expected {"[T, H, W, C]" if ndim == 4 else "[H, W, C]"} with C = {m.channels}, {m.dtype} ({m.unit})')
+    if x.ndim != ndim or x.shape[-1] != m.channels or x.dtype != m.dtype:
+        raise DataError(f'pictures of shape {list(x.shape)} and type {x.dtype}: expected '
+                        f'{"[T, H, W, C]" if ndim == 4 else "[H, W, C]"} with C = {m.channels}, {m.dtype} ({m.unit})')
 
 def _as_clip(frames): return torch.from_numpy(np.ascontiguousarray(np.asarray(frames).transpose(3, 0, 1, 2))) # [T, h, w, C] -> [C, T, h, w]
 
@@ -174,7 +187,9 @@ def load_student(
     source = Path(source)
     if runtime not in ('torch', 'onnx'): raise ModelError(f'runtime={runtime!r}: expected torch or onnx')
     if not (source/'student.json').is_file():
-        if runtime == 'onnx': raise ModelError(f'{source}: holds no student.json; ship the run first (moddist export), ONNX files are made there')
+        if runtime == 'onnx':
+            raise ModelError(f'{source}: holds no student.json; ship the run first (moddist export), '
+                             'ONNX files are made there')
         card = card_of(source, step, df)
         return Student(card, _from_pixels(card, source/card.name/'model.safetensors'))
     card = _read_card(source/'student.json', 'model.safetensors' if runtime == 'torch' else 'student.onnx')
@@ -188,15 +203,21 @@ def _from_pixels(card, file):
 def _read_card(file, used):
     "The card of a shipped folder; `DataError` when it is no card, or the file it is read for is another than was shipped"
     d, known = read_json(file), {f.name for f in fields(Card)}
-    if isinstance(d, dict) and isinstance(d.get('format'), int) and d['format'] > Card.format: raise DataError(f'{file}: a card of format {d["format"]}, this moddist knows {Card.format}; upgrade moddist')
-    if not isinstance(d, dict) or (odd := set(d) ^ known): raise DataError(f'{file}: not a card of this version of moddist ({", ".join(sorted(odd)) if isinstance(d, dict) else "no object"}); ship the student again')
+    if isinstance(d, dict) and isinstance(d.get('format'), int) and d['format'] > Card.format:
+        raise DataError(f'{file}: a card of format {d["format"]}, this moddist knows {Card.format}; upgrade moddist')
+    if not isinstance(d, dict) or (odd := set(d) ^ known):
+        raise DataError(f'{file}: not a card of this version of moddist '
+                        f'({", ".join(sorted(odd)) if isinstance(d, dict) else "no object"}); ship the student again')
     try:
         card = Card(**d | dict(frame=tuple(d['frame'])))
         Student(card, None).sampler(card.frame)
         good = set(card.reading) == set(_READ) and 0 < card.temperature < float('inf') and len(card.frame) == 2 and min(*card.frame, *_seen(card.frame, card.fov)[1]) > 0 and card.columns
     except (TypeError, ValueError, AttributeError): good = False
-    if not good: raise DataError(f'{file}: a field of the card cannot be right (reading, frame, fov, heads or temperature); ship the student again')
-    if (file.parent/used).is_file() and card.files.get(used) != _sha256(file.parent/used): raise DataError(f'{file.parent/used}: is not the file that was shipped with this card; copy the whole folder again')
+    if not good:
+        raise DataError(f'{file}: a field of the card cannot be right (reading, frame, fov, heads or temperature); '
+                        'ship the student again')
+    if (file.parent/used).is_file() and card.files.get(used) != _sha256(file.parent/used):
+        raise DataError(f'{file.parent/used}: is not the file that was shipped with this card; copy the whole folder again')
     return card
 
 def _sha256(file): return hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -211,7 +232,9 @@ def watch(
 )->Iterator[tuple[float, float, np.ndarray]]: # start s, end s, probabilities [K]
     "A judgement whenever a window is full, and one for the end; `DataError` when it ends before there are enough frames"
     if window_s is None: window_s = student.card.seconds
-    if window_s is None: raise DataError(f'{student.card.name}: the training clips did not say how long they are; give the length of the window in seconds')
+    if window_s is None:
+        raise DataError(f'{student.card.name}: the training clips did not say how long they are; '
+                        'give the length of the window in seconds')
     _check_times(fps=fps, window_s=window_s, stride_s=stride_s)
     n, m = max(student.card.reading['clip_len'], round(window_s*fps)), signal(student.card.signal).modality
     step, kept, i, judged = max(1, round((stride_s or window_s/2)*fps)), deque(maxlen=n), 0, 0
@@ -220,7 +243,9 @@ def watch(
         if i == 1:
             size, ((rows, columns), seen) = frame.shape, _seen(frame.shape[:2], student.card.fov)
             w = window(s := student.sampler(seen), draw(s, 'window', n, False), seen)
-        if frame.shape != size: raise DataError(f'frame {i - 1}: {frame.shape[0]}x{frame.shape[1]} px, the one before it had {size[0]}x{size[1]}; all frames of a recording must have one size')
+        if frame.shape != size:
+            raise DataError(f'frame {i - 1}: {frame.shape[0]}x{frame.shape[1]} px, '
+                            f'the one before it had {size[0]}x{size[1]}; all frames of a recording must have one size')
         kept.append(place_frames(frame[None, rows, columns], w, m)[0].copy()) # a camera may write its next picture over this one
         if i >= n and (i - n) % step == 0: yield _judge(student, s, kept, i, fps); judged = i
     if i == 0: raise DataError('no frame came; is the camera open, is the file empty?')
@@ -250,8 +275,10 @@ def timeline(
     _check_times(fps=fps, window_s=window_s, stride_s=stride_s)
     if window_s is not None and fps is None: check_rate(video)
     n, rate = frame_shape(video, m)[0], frame_rate(video) if fps is None else fps
-    if n < student.card.reading['clip_len'] and student.card.reading['sampling'] not in ('middle', 'dense'): raise DataError(f'{video}: {n} frame(s), the student looks at {student.card.reading["clip_len"]}; record longer')
-    if window_s is None and stride_s is not None: raise DataError(f'stride_s={stride_s} without window_s: the whole file is one clip; give the length of the windows')
+    if n < student.card.reading['clip_len'] and student.card.reading['sampling'] not in ('middle', 'dense'):
+        raise DataError(f'{video}: {n} frame(s), the student looks at {student.card.reading["clip_len"]}; record longer')
+    if window_s is None and stride_s is not None:
+        raise DataError(f'stride_s={stride_s} without window_s: the whole file is one clip; give the length of the windows')
     if window_s is None: rows = [(0., n/rate, student(student.clip(video)[None])[0])]
     elif rate != rate: raise DataError(f'{video}: says no frame rate; give fps')
     else: rows = list(watch(student, progress(iter_frames(video, m), Path(video).name, n, 'frame'), rate, window_s, stride_s))
@@ -277,7 +304,8 @@ def predict(
 )->pd.DataFrame: # video, start_s, stop_s, head, rank, action, probability
     "The likeliest classes of every video, or of every window of it"
     if top < 1: raise DataError(f'top={top}: expected at least 1')
-    return pd.concat([likeliest(student, t, v, top) for v, t in timelines(student, videos, window_s, stride_s, fps).items()], ignore_index=True)
+    return pd.concat([likeliest(student, t, v, top) for v, t in timelines(student, videos, window_s, stride_s, fps).items()],
+                     ignore_index=True)
 
 # %% ../nbs/06_deploy.ipynb #95ea36fa
 def likeliest(
@@ -315,8 +343,11 @@ def plot_timeline(
         ax.plot(middle, at + p[at:at + n].argmax(0) + .5, 'o', color=OKABE_ITO['black'], ms=3, label=None if at else 'likeliest')
         at += n
     for k, (a, b, name) in enumerate(truth):
-        if name in names: ax.add_patch(Rectangle((a, names.index(name)), b - a, 1, fill=False, ec=OKABE_ITO['vermillion'], lw=2, label=None if k else 'what happened'))
-    ax.set(yticks=np.arange(len(names)) + .5, yticklabels=names, xlabel='time, s', xlim=(t.start_s.min(), t.stop_s.max()), ylim=(len(names), 0))
+        if name in names:
+            ax.add_patch(Rectangle((a, names.index(name)), b - a, 1, fill=False, ec=OKABE_ITO['vermillion'], lw=2,
+                                   label=None if k else 'what happened'))
+    ax.set(yticks=np.arange(len(names)) + .5, yticklabels=names, xlabel='time, s', xlim=(t.start_s.min(), t.stop_s.max()),
+           ylim=(len(names), 0))
     ax.figure.colorbar(mesh, ax=ax, label='probability', pad=.02)
     ax.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return ax.figure
@@ -342,7 +373,9 @@ def export_student(
         found = dict(clips=len(clips), largest_difference=float((ours - theirs).abs().max()), logit_range=float(ours.max() - ours.min()),
                      same_answers=int((ours.argmax(1) == theirs.argmax(1)).sum()), **_versions(path.suffix))
         if not found['largest_difference'] <= tolerance*max(found['logit_range'], 1e-3):
-            raise ModelError(f'{path}: the export differs from the network by up to {found["largest_difference"]:.2g} where logits span {found["logit_range"]:.2g}; expected at most {tolerance:g} of that. Nothing was kept: try another torch or onnxruntime')
+            raise ModelError(f'{path}: the export differs from the network by up to {found["largest_difference"]:.2g} where '
+                             f'logits span {found["logit_range"]:.2g}; expected at most {tolerance:g} of that. Nothing was '
+                             'kept: try another torch or onnxruntime')
     return found
 
 # %% ../nbs/06_deploy.ipynb #77a34b03
@@ -357,7 +390,9 @@ def _random_clips(student, n):
 def _needs(*packages):
     "`ModelError` names the extra when a package is missing"
     from importlib.util import find_spec
-    if lost := [p for p in packages if find_spec(p) is None]: raise ModelError(f'{lost[0]} is not installed: pip install "moddist[export]", or export to .pt2, which needs torch alone')
+    if lost := [p for p in packages if find_spec(p) is None]:
+        raise ModelError(f'{lost[0]} is not installed: pip install "moddist[export]", or export to .pt2, '
+                         'which needs torch alone')
 
 def _recorded(net, x):
     "The graph of a network for any batch size, without the paths of the source files of this machine"
@@ -369,19 +404,23 @@ def _to_pt2(net, x, path): torch.export.save(_recorded(net, x), path)
 
 def _to_onnx(net, x, path):
     _needs('onnx', 'onnxscript', 'onnxruntime')
-    torch.onnx.export(_recorded(net, x), (x,), path, dynamo=True, input_names=['pixels'], output_names=['logits'], external_data=False, verbose=False)
+    torch.onnx.export(_recorded(net, x), (x,), path, dynamo=True, input_names=['pixels'], output_names=['logits'],
+                      external_data=False, verbose=False)
 
 # %% ../nbs/06_deploy.ipynb #b0702726
 def _onnx(path):
     "A function from pixels to logits, run by ONNX Runtime"
     _needs('onnxruntime')
     from onnxruntime import InferenceSession
-    if not Path(path).is_file(): raise ModelError(f'{path}: no such file; ship the student with formats=("onnx",), or open it with runtime="torch"')
+    if not Path(path).is_file():
+        raise ModelError(f'{path}: no such file; ship the student with formats=("onnx",), or open it with runtime="torch"')
     try: session = InferenceSession(Path(path).read_bytes(), providers=['CPUExecutionProvider'])
     except Exception as e: raise ModelError(f'{path}: not a readable ONNX file ({type(e).__name__}); ship the student again') from None
     shape = session.get_inputs()[0].shape[1:]
     def net(x):
-        if list(x.shape[1:]) != shape: raise ModelError(f'{path}: reads windows [C, T, H, W] = {shape}, these are {list(x.shape[1:])}; crop the pictures to the proportions of the training, or use runtime="torch"')
+        if list(x.shape[1:]) != shape:
+            raise ModelError(f'{path}: reads windows [C, T, H, W] = {shape}, these are {list(x.shape[1:])}; '
+                             'crop the pictures to the proportions of the training, or use runtime="torch"')
         return torch.from_numpy(session.run(None, {'pixels': x.numpy()})[0])
     return net
 
@@ -404,7 +443,8 @@ def ship(
 )->Student: # what was shipped
     "Card, weights and proven exports in one folder, whole or not at all; `DataError` when the folder is there already"
     out, to = Path(out), Path(to)
-    if odd := [f for f in formats if f'.{f}' not in _EXPORTS]: raise ModelError(f'format {odd[0]!r}: expected one of {", ".join(f[1:] for f in _EXPORTS)}')
+    if odd := [f for f in formats if f'.{f}' not in _EXPORTS]:
+        raise ModelError(f'format {odd[0]!r}: expected one of {", ".join(f[1:] for f in _EXPORTS)}')
     if to.exists(): raise DataError(f'{to}: is there already; delete it or choose another folder')
     df = open_index(out) if df is None else df
     student = load_student(out, step, df=df)
@@ -421,5 +461,7 @@ def ship(
 
 def _temperature(student, df, c):
     "Fitted to the validation clips"
-    if len(student.card.heads) > 1: raise ModelError(f'calibrate: one temperature for {len(student.card.heads)} heads would fit none of them; leave it out')
+    if len(student.card.heads) > 1:
+        raise ModelError(f'calibrate: one temperature for {len(student.card.heads)} heads would fit none of them; '
+                         'leave it out')
     return round(float(fit_temperature(predict_loader(student.net.model, loaders(c, df, (student.card.signal,)).valid))), 4)

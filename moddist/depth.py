@@ -41,7 +41,8 @@ def depth_range(
     tails:float=.01, # share of the readings left out at either end
 )->tuple: # near and far, mm: numbers, or tensors [..., 1, 1, 1, 1]
     "Which distances become 0 and 1, the same for all frames of a clip; `DataError` when near is not before far"
-    if range not in ('fixed', 'clip'): raise DataError(f'range={range!r}: expected fixed (near_mm to far_mm) or clip (percentiles of the whole clip)')
+    if range not in ('fixed', 'clip'):
+        raise DataError(f'range={range!r}: expected fixed (near_mm to far_mm) or clip (percentiles of the whole clip)')
     if not 0 <= near_mm < far_mm: raise DataError(f'near_mm={near_mm}, far_mm={far_mm}: expected 0 <= near < far, in millimetres')
     if range == 'fixed': return near_mm, far_mm
     depth = depth.as_subclass(Tensor).to(torch.float32)
@@ -111,7 +112,9 @@ def surface_normals(
 
 def _checked(depth):
     "Depth as plain float32; refuses shapes other than [..., 1, T, H, W]"
-    if depth.ndim < 4 or depth.shape[-4] != 1: raise DataError(f'depth of shape {list(depth.shape)}: expected [..., 1, T, H, W], one channel before time; use depth[None] for [T, H, W]')
+    if depth.ndim < 4 or depth.shape[-4] != 1:
+        raise DataError(f'depth of shape {list(depth.shape)}: expected [..., 1, T, H, W], one channel before time; '
+                        'use depth[None] for [T, H, W]')
     return _plain(depth)
 
 # %% ../nbs/00f_depth.ipynb #70d3be27
@@ -135,7 +138,8 @@ def estimate_gravity(
 # %% ../nbs/00f_depth.ipynb #5bb7fc38
 def _gravity(gravity, normals):
     "Unit vectors [..., 3, 1, 1, 1] pointing down"
-    if isinstance(gravity, str) and gravity not in ('level', 'estimate'): raise DataError(f'gravity={gravity!r}: expected level, estimate, or a vector (x right, y down, z forward)')
+    if isinstance(gravity, str) and gravity not in ('level', 'estimate'):
+        raise DataError(f'gravity={gravity!r}: expected level, estimate, or a vector (x right, y down, z forward)')
     if gravity == 'estimate': return estimate_gravity(normals)[..., None, None, None]
     g = torch.as_tensor((0., 1., 0.) if isinstance(gravity, str) else gravity, dtype=torch.float32, device=normals.device)
     if g.shape[-1:] != (3,) or not (g.norm(dim=-1) > 0).all(): raise DataError(f'gravity={gravity}: expected three numbers, not all 0')

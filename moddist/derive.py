@@ -47,7 +47,8 @@ def _dis(frames, weights, dev):
 def _tvl1(frames, weights, dev):
     import cv2
     if not hasattr(cv2, 'optflow'):
-        raise ModdistError('method="tvl1": this OpenCV has no optflow; pip install --force-reinstall --no-deps opencv-contrib-python-headless (extra moddist[flow]), or use method="dis"')
+        raise ModdistError('method="tvl1": this OpenCV has no optflow; pip install --force-reinstall --no-deps '
+                           'opencv-contrib-python-headless (extra moddist[flow]), or use method="dis"')
     return _pairs(frames, cv2.optflow.createOptFlow_DualTVL1().calc)
 
 # %% ../nbs/01d_derive.ipynb #6853a23e
@@ -64,7 +65,9 @@ def _load_net(name, path, stamp, dev, how):
     if path is None:
         best = get_model_weights(name).DEFAULT
         try: return get_model(name, weights=best, progress=False, **dict(how)).eval().to(dev)
-        except Exception as e: raise ModelError(f'{name}: weights not at hand and not to be downloaded ({type(e).__name__}); fetch {best.url} where there is a network and pass weights="its path"') from None
+        except Exception as e:
+            raise ModelError(f'{name}: weights not at hand and not to be downloaded ({type(e).__name__}); '
+                             f'fetch {best.url} where there is a network and pass weights="its path"') from None
     bare = dict(weights=None, weights_backbone=None) if 'rcnn' in name else dict(weights=None)
     net = get_model(name, **bare, **dict(how))
     try: net.load_state_dict(read_state(path))
@@ -78,7 +81,8 @@ def _raft(frames, weights, dev, what='raft'):
     h, w = x.shape[-2:]
     down, right = (max(128, -(-n//8)*8) - n for n in (h, w))
     x = nn.functional.pad(x.float()/127.5 - 1, (0, right, 0, down), mode='replicate')
-    with torch.inference_mode(): flow = [net(a.to(device(dev)), b.to(device(dev)))[-1].cpu() for a, b in zip(x[:-1].split(4), x[1:].split(4))]
+    with torch.inference_mode():
+        flow = [net(a.to(device(dev)), b.to(device(dev)))[-1].cpu() for a, b in zip(x[:-1].split(4), x[1:].split(4))]
     return torch.cat(flow)[..., :h, :w].permute(0, 2, 3, 1).numpy()
 
 def _raft_large(frames, weights, dev): return _raft(frames, weights, dev, 'raft_large')
@@ -141,7 +145,8 @@ def mask_frames(
 )->np.ndarray: # uint8 [T, H, W, 1], 255 = a person
     "Person masks by Mask R-CNN; `ModelError` when there are no weights"
     frames = _pictures(frames)
-    masks = [(f['masks'] > .5).any(0).permute(1, 2, 0) if len(f['masks']) else torch.zeros(*frames.shape[1:3], 1) for f in _persons('mask', frames, weights, dev, short_side)]
+    masks = [(f['masks'] > .5).any(0).permute(1, 2, 0) if len(f['masks']) else torch.zeros(*frames.shape[1:3], 1)
+             for f in _persons('mask', frames, weights, dev, short_side)]
     return 255*torch.stack([m.to(torch.uint8) for m in masks]).numpy()
 
 def pose_frames(
@@ -182,11 +187,15 @@ def _compute(what, frames, method, weights, dev):
 def _derive_clip(row, s, dest, key, settings, weights, dev, sources):
     "Write one clip's array and its record, unless they are there"
     clip_id, source, what = row['clip_id'], str(row[s.key]), settings['derived']
-    if any(has_value(row, k) for k in ('start', 'stop', 'numbers')): raise DataError(f'is a part of {source}; cut clips out with moddist.store.prepare first and derive from the index it returns')
+    if any(has_value(row, k) for k in ('start', 'stop', 'numbers')):
+        raise DataError(f'is a part of {source}; cut clips out with moddist.store.prepare first and derive from the index '
+                        'it returns')
     info = dict(modality=what, path=source, source=_source(source), settings=settings)
     if _kept(dest, clip_id, key, info): return
     known = _noted(dest, clip_id, key)
-    if 'sha256' in known and 'derived' not in known.get('settings', {}): raise DataError(f'{clip_path(dest, clip_id, key, ARRAY_SUFFIX)}: was recorded, not derived, and is kept; choose another name, e.g. key="{key}_rgb"')
+    if 'sha256' in known and 'derived' not in known.get('settings', {}):
+        raise DataError(f'{clip_path(dest, clip_id, key, ARRAY_SUFFIX)}: was recorded, not derived, and is kept; '
+                        f'choose another name, e.g. key="{key}_rgb"')
     x, scale, facts = _compute(what, _pictures(read_frames(source, s.modality)), settings.get('method'), weights, dev)
     staged = _staged(dest, clip_id, key, ARRAY_SUFFIX)
     write_array(staged, x, scale, facts)
@@ -216,7 +225,9 @@ def derive(
     for row in progress([r for r in rows[shard[0]::shard[1]] if has_value(r, s.key)], what, unit='clip'):
         try: _derive_clip(row, s, dest, key, settings, weights, dev, sources)
         except DataError as e:
-            if on_error == 'error': raise DataError(f'clip {row["clip_id"]}: {e}; what is done stays done, mend it and call again, or skip it with on_error="skip" (command line: --skip-errors)') from None
+            if on_error == 'error':
+                raise DataError(f'clip {row["clip_id"]}: {e}; what is done stays done, mend it and call again, '
+                                'or skip it with on_error="skip" (command line: --skip-errors)') from None
             skipped.append((row['clip_id'], str(e)))
     out = df.assign(**{key: [_path(dest, r, key, settings, {c for c, _ in skipped}) for r in rows]})
     if f'{s.key}_fov' in df: out[f'{key}_fov'] = df[f'{s.key}_fov']

@@ -39,7 +39,8 @@ def learner(
     metrics:Callable|Sequence[Callable]=accuracy, # (logits, labels) -> number, of the validation clips
 )->Learner: # a plain fastai learner, AdamW, cross-entropy on video logits, top-1
     "The learner every step uses; open it, change it, run it by hand"
-    return Learner(dls, model, loss_func=loss, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), lr=lr, wd=wd, metrics=metrics, cbs=list(cbs))
+    return Learner(dls, model, loss_func=loss, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), lr=lr, wd=wd,
+                   metrics=metrics, cbs=list(cbs))
 
 def linear_rate(
     step:float, # steps done, 0..total; also in other units, such as shares of 1
@@ -174,7 +175,8 @@ class DistillCallback(Callback):
         self.teacher, self.terms, self.hard, self.student, self.inputs = teacher, list(terms), hard, tuple(student), tuple(inputs)
         self.values, self.parts, self.live, self._open = {}, {}, False, ExitStack()
         if len({t.name for t in self.terms}) < len(self.terms):
-            raise ModelError(f'terms {", ".join(t.name for t in self.terms)}: two have one name, and would share a column; give one another name')
+            raise ModelError(f'terms {", ".join(t.name for t in self.terms)}: two have one name, and would share a column; '
+                             'give one another name')
         self.modules = list(dict.fromkeys(t.fn for t in self.terms if isinstance(t.fn, nn.Module)))
 
 # %% ../nbs/03_distill.ipynb #a199ef47

@@ -106,7 +106,8 @@ def _check_splits(df:pd.DataFrame)->Iterator[Fault]:
     if 'split' not in df: return
     side = _sides(df)
     for s, n in df.split[side == ''].value_counts(dropna=False).items():
-        yield Fault('error', 'split', '', '', f'{n} clip(s) have the split {s!r} and would never be used; expected train, valid, test or unlabelled')
+        yield Fault('error', 'split', '', '',
+                    f'{n} clip(s) have the split {s!r} and would never be used; expected train, valid, test or unlabelled')
     labelled = df.assign(_side=side)[(df.split != 'unlabelled') & _is_label(df.label)]
     trained, tested = (labelled[labelled._side.isin(s)].groupby('label').size() for s in (('train',), ('valid', 'test')))
     if not len(trained) or not len(tested): return
@@ -282,7 +283,8 @@ def _examine_file(job:tuple, deep:bool=False)->_Facts: # job: path, modality
         if modality.kind == 'audio': return _Facts(_sound_length(path), 1000.)
         if not modality.is_image: return _Facts(track_length(path, modality))
         shape = frame_shape(path, modality)
-        return _Facts(shape[0], frame_rate(path), (), _empty_frames(path, modality, shape) if deep else (), *(_gaps(path) if pictures else ((), 0)), shape[1:])
+        return _Facts(shape[0], frame_rate(path), (), _empty_frames(path, modality, shape) if deep else (),
+                      *(_gaps(path) if pictures else ((), 0)), shape[1:])
     except DataError as e:
         check = '8-bit depth' if modality.key == 'depth' and 'uint8' in str(e) else 'unreadable'
         return _Facts(faults=(('error', check, str(e)),))
@@ -378,7 +380,8 @@ def _check_proportions(df:pd.DataFrame, s:Signal, ref:Signal, facts:dict)->Itera
         turned = (w - h)*(rw - rh) < 0
         advice = ('one stands, the other lies; turn the files of one (a tag turns the video of a telephone, pictures have none)' if turned else
                   f'read together, one is squeezed onto the other; give the part that both see as {s.key}_fov and {ref.key}_fov, unless it was stored squeezed')
-        yield Fault('error' if turned else 'warning', 'proportions', str(row['clip_id']), s.key, f'{s.key} shows {w}x{h} px, {ref.key} {rw}x{rh}: {advice}')
+        yield Fault('error' if turned else 'warning', 'proportions', str(row['clip_id']), s.key,
+                    f'{s.key} shows {w}x{h} px, {ref.key} {rw}x{rh}: {advice}')
 
 def _shown(row, s, facts):
     "(height, width) of what is read of a picture, px; (0, 0) = unknown"
@@ -506,7 +509,8 @@ class Report:
         "One row per kind of fault: how many, in how many clips, and the first one in words"
         groups = self.faults.groupby(['severity', 'check', 'signal'], sort=False)
         clips = ('clip_id', lambda c: (c.unique() != '').sum())
-        return groups.agg(faults=('message', 'size'), clips=clips, first_clip=('clip_id', 'first'), example=('message', 'first')).reset_index()
+        return groups.agg(faults=('message', 'size'), clips=clips, first_clip=('clip_id', 'first'),
+                          example=('message', 'first')).reset_index()
 
     def summary(self)->str:
         "One line"
@@ -533,7 +537,8 @@ def listing(self:Report,
     n:int|None=None, # at most so many, None = all
 )->str: # one line per fault
     "Every fault with its clip, as text"
-    return '\n'.join(f'  {r.severity:8} {r.check:15} {r.signal:9} {r.clip_id or "the index"}: {r.message}' for r in self.faults[:n].itertuples())
+    return '\n'.join(f'  {r.severity:8} {r.check:15} {r.signal:9} {r.clip_id or "the index"}: {r.message}'
+                     for r in self.faults[:n].itertuples())
 
 @patch
 def clean(self:Report,
@@ -605,7 +610,8 @@ def _figure(report:Report): # plotly.graph_objects.Figure
     checks, names = [c for c in CHECKS if (t.check == c).any()], sorted(t.signal.unique())
     fig = go.Figure()
     for (name, severity), g in t.groupby(['signal', 'severity'], sort=True):
-        shade = dict(color=_COLOURS[names.index(name) % len(_COLOURS)], pattern=dict(shape='/' if severity == 'warning' else '', fgcolor='white'))
+        shade = dict(color=_COLOURS[names.index(name) % len(_COLOURS)],
+                     pattern=dict(shape='/' if severity == 'warning' else '', fgcolor='white'))
         fig.add_bar(y=g.check, x=g.faults, orientation='h', name=f'{name or "index"}, {severity}', marker=shade,
                     text=g.faults, textposition='auto', textangle=0, customdata=np.c_[g.first_clip, g.example],
                     hovertemplate='%{y}: %{x}<br>%{customdata[0]} %{customdata[1]}<extra>%{fullData.name}</extra>')
@@ -632,7 +638,10 @@ def _file_faults(df:pd.DataFrame, signals:Sequence[Signal], ref:Signal|None, fac
     found += [*_check_gaps(df, signals, ref, facts), *_check_segments(df, ref, facts, clip_len)]
     images = [s for s in signals if s.modality.is_image]
     most = max(images, key=lambda s: np.isfinite(_lengths(df, s, facts)).sum())        # the first of those that most clips have
-    for s in signals: found += [*(_check_durations(df, s, most, facts) if s != most else ()), *(_check_proportions(df, s, most, facts) if s in images and s != most else ()), *_check_empty(df, s, ref, facts)]
+    for s in signals:
+        found += [*(_check_durations(df, s, most, facts) if s != most else ()),
+                  *(_check_proportions(df, s, most, facts) if s in images and s != most else ()),
+                  *_check_empty(df, s, ref, facts)]
     return found
 
 def _leaks(df:pd.DataFrame, signals:Sequence[Signal], ref:Signal|None, facts:dict, disjoint:Sequence[str]|None)->list: # of Fault
@@ -655,7 +664,9 @@ def _prepare(df:pd.DataFrame, signals, disjoint)->tuple: # (df, signals, referen
     if len(df) == 0: raise DataError('the clip index is empty; check the root folder and the filters')
     signals = tuple(signal(s) for s in (signals_of(df) if signals is None else signals))
     for s in signals:
-        if s.key not in df: raise DataError(f'the clip index has no column {s.key!r} for the signal {s}; found {", ".join(map(str, df.columns))}')
+        if s.key not in df:
+            raise DataError(f'the clip index has no column {s.key!r} for the signal {s}; '
+                            f'found {", ".join(map(str, df.columns))}')
     return df.reset_index(drop=True), signals, next((s for s in signals if s.modality.is_image), None)
 
 def examine(

@@ -85,7 +85,8 @@ def _check_sampler(s:ClipSampler):
     need('reference_fps', s.reference_fps is None or s.reference_fps > 0, 'frames per second above 0, or None')
     need('crops', s.crops in (1, 3), '1 (centre) or 3 (left, right, centre)')
     if s.size and s.short_side: raise DataError(f'size={s.size} and short_side={s.short_side}: give one of them')
-    need('scale', s.scale == (1, 1) or (s.crop and min(s.scale) >= 1), 'factors of at least 1, and a crop, or the clips of a batch differ in size')
+    need('scale', s.scale == (1, 1) or (s.crop and min(s.scale) >= 1),
+         'factors of at least 1, and a crop, or the clips of a batch differ in size')
     if s.size and s.crop and (s.crop[0] > s.size[0] or s.crop[1] > s.size[1]): raise DataError(f'crop={s.crop}: larger than size={s.size}')
 
 # %% ../nbs/00c_draws.ipynb #998667e7

@@ -52,17 +52,21 @@ def _labels(y, names):
     "Labels [B] of each head"
     y = y.as_subclass(Tensor).long()
     if y.ndim == 1: y = y[:, None]
-    if y.ndim != 2 or y.shape[1] != len(names): raise ModelError(f'labels {list(y.shape)} for the head(s) {", ".join(names)}: expected one column per head, [B, {len(names)}]')
+    if y.ndim != 2 or y.shape[1] != len(names):
+        raise ModelError(f'labels {list(y.shape)} for the head(s) {", ".join(names)}: expected one column per head, [B, '
+                         f'{len(names)}]')
     return dict(zip(names, y.unbind(1)))
 
 def _table(what, given, n, names):
     "One number per stream and head, [n, H]"
-    if isinstance(given, Mapping) and set(given) != set(names): raise ModelError(f'{what} for {", ".join(map(str, given))}: expected one list for each head, {", ".join(names)}')
+    if isinstance(given, Mapping) and set(given) != set(names):
+        raise ModelError(f'{what} for {", ".join(map(str, given))}: expected one list for each head, {", ".join(names)}')
     try: t = torch.stack([torch.as_tensor(given[h], dtype=torch.float32) for h in names], 1) if isinstance(given, Mapping) else torch.as_tensor(given, dtype=torch.float32)
     except (RuntimeError, ValueError, TypeError): t = torch.empty(0)
     if t.ndim == 1: t = t[:, None].expand(-1, len(names))
     if t.shape != (n, len(names)) or not (t >= 0).all() or not t.isfinite().all() or not (t.sum(0) > 0).all():
-        raise ModelError(f'{what} {" ".join(str(given).split())}: expected one number >= 0 for each of the {n} streams, not all zero, or such a list for each head ({", ".join(names)})')
+        raise ModelError(f'{what} {" ".join(str(given).split())}: expected one number >= 0 for each of the {n} streams, '
+                         f'not all zero, or such a list for each head ({", ".join(names)})')
     return t.contiguous()
 
 # %% ../nbs/03e_ensemble.ipynb #27d01b0f
@@ -89,8 +93,11 @@ class Ensemble(Teacher):
         self.heads = None if heads is None else dict(head_list(None, heads))
         self.names, self.head_names = tuple(names or (f'teacher {i + 1}' for i in range(n))), _names(heads)
         _positive(gamma=gamma)
-        if self.per_sample and weights != 'per-sample': raise ModelError(f"weights={weights!r}: expected None, 'per-sample', or numbers such as held_out_weights(...).weights")
-        if len(set(self.names)) != n or len(self.names) != n: raise ModelError(f'names {", ".join(self.names)} for {n} stream(s): expected a different one for each')
+        if self.per_sample and weights != 'per-sample':
+            raise ModelError(f"weights={weights!r}: expected None, 'per-sample', or numbers such as "
+                             "held_out_weights(...).weights")
+        if len(set(self.names)) != n or len(self.names) != n:
+            raise ModelError(f'names {", ".join(self.names)} for {n} stream(s): expected a different one for each')
         w = _table('weights', [1.]*n if weights is None or self.per_sample else weights, n, self.head_names)
         self.weights = w/w.sum(0)
         self.register_buffer('temperatures', _table('temperatures', [1.]*n if temperatures is None else temperatures, n, self.head_names))
@@ -98,9 +105,13 @@ class Ensemble(Teacher):
 
     @torch.no_grad()
     def each(self, *xs:Tensor)->Tensor: # one input per stream -> logits [n, B, K], float32, before any temperature
-        if len(xs) != len(self.streams): raise ModelError(f'{len(xs)} inputs for an ensemble of {len(self.streams)} stream(s), {", ".join(self.names)}: name one for each, the same one twice where two read it')
+        if len(xs) != len(self.streams):
+            raise ModelError(f'{len(xs)} inputs for an ensemble of {len(self.streams)} stream(s), {", ".join(self.names)}: '
+                             'name one for each, the same one twice where two read it')
         z = [s(x).as_subclass(Tensor).float() for s, x in zip(self.streams, xs)]
-        if len({a.shape for a in z}) > 1: raise ModelError(f'logits of {", ".join(f"{n} {list(a.shape)}" for n, a in zip(self.names, z))}: expected the same clips and classes of all streams')
+        if len({a.shape for a in z}) > 1:
+            raise ModelError(f'logits of {", ".join(f"{n} {list(a.shape)}" for n, a in zip(self.names, z))}: '
+                             'expected the same clips and classes of all streams')
         return torch.stack(z)
 
     @torch.no_grad()
@@ -114,7 +125,9 @@ class Ensemble(Teacher):
 
     def _of_clips(self, z, y):
         "Weights [n, B, H] of clips with labels"
-        if y is None: raise ModelError("an ensemble weighted 'per-sample' needs the labels and cannot recognise: let DistillCallback ask it, or pass y=")
+        if y is None:
+            raise ModelError("an ensemble weighted 'per-sample' needs the labels and cannot recognise: "
+                             "let DistillCallback ask it, or pass y=")
         return torch.stack([sample_weights(a, b, self.gamma).T for a, b in zip(z, _labels(y, self.head_names).values())], -1)
 
     def teach(self, xs, y, cb): return self(*xs, y=y)
@@ -134,7 +147,8 @@ def predict_each(
 )->dict[str, Predictions]: # stream -> predictions with logits [N, K]
     "What each stream says, in one pass over a loader, views averaged; `ModelError` for an input the loader does not have"
     keys = [s.key for s in getattr(dl, 'signals', ())]
-    if lost := [k for k in inputs or () if k not in keys]: raise ModelError(f'no input {lost[0]!r} in the loader, which has {", ".join(keys)}')
+    if lost := [k for k in inputs or () if k not in keys]:
+        raise ModelError(f'no input {lost[0]!r} in the loader, which has {", ".join(keys)}')
     model = _Each(ensemble, None if inputs is None else [keys.index(k) for k in inputs])
     p = predict(model, dl)
     z = torch.cat(model.kept, 1).unflatten(1, (-1, len(p))).mean(1) # one pass per view
@@ -152,7 +166,8 @@ class HeldOut:
 
     def table(self)->pd.DataFrame: # one row per stream, columns (head, loss | weight)
         "The numbers as a table"
-        return pd.DataFrame({(h, k): v[h] for h in self.losses for k, v in (('loss', self.losses), ('weight', self.weights))}, index=self.streams)
+        return pd.DataFrame({(h, k): v[h] for h in self.losses for k, v in (('loss', self.losses), ('weight', self.weights))},
+                            index=self.streams)
 
     def __str__(self): return f'{self.n} held-out clips, gamma {self.gamma:g}\n{self.table().round(3).to_string()}'
 
@@ -169,8 +184,11 @@ def held_out_weights(
     found, heads = _predicted(teachers, dl, inputs, heads)
     own = teachers.temperatures if isinstance(teachers, Ensemble) else [1.]*len(found)
     t = _table('temperatures', own if temperatures is None else temperatures, len(found), _names(heads))
-    losses = {h: [float(cross_entropy(p.logits.double()/float(t[i, j]), p.labels)) for i, p in enumerate(ps)] for j, (h, ps) in enumerate(_by_head(found, heads).items())}
-    return HeldOut(list(found), losses, {h: softmin(torch.tensor(v, dtype=torch.float64), gamma).tolist() for h, v in losses.items()}, float(gamma), len(next(iter(found.values()))))
+    losses = {h: [float(cross_entropy(p.logits.double()/float(t[i, j]), p.labels)) for i, p in enumerate(ps)]
+              for j, (h, ps) in enumerate(_by_head(found, heads).items())}
+    return HeldOut(list(found), losses,
+                   {h: softmin(torch.tensor(v, dtype=torch.float64), gamma).tolist() for h, v in losses.items()},
+                   float(gamma), len(next(iter(found.values()))))
 
 # %% ../nbs/03e_ensemble.ipynb #cccf0ba8
 def _predicted(teachers, dl, inputs, heads):
@@ -181,7 +199,9 @@ def _predicted(teachers, dl, inputs, heads):
     if not teachers: raise ModelError('no predictions of any teacher')
     (first, a), *others = teachers.items()
     for name, b in others:
-        if a.clip_ids != b.clip_ids or not torch.equal(a.labels, b.labels): raise DataError(f'{name} and {first} were predicted on other clips, or in another order: use one loader for all teachers')
+        if a.clip_ids != b.clip_ids or not torch.equal(a.labels, b.labels):
+            raise DataError(f'{name} and {first} were predicted on other clips, or in another order: '
+                            'use one loader for all teachers')
     return dict(teachers), heads or a.heads
 
 def _by_head(found, heads):
@@ -189,7 +209,9 @@ def _by_head(found, heads):
     out = {h: [] for h in _names(heads)}
     for name, p in found.items():
         for (h, z), y in zip(_parts(p.logits, heads).items(), _labels(p.labels, list(out)).values()):
-            if not (y >= 0).any() or y.max() >= z.shape[1]: raise DataError(f'{name}: labels {int(y.min())}..{int(y.max())} for head {h} with {z.shape[1]} classes; expected 0..{z.shape[1] - 1}')
+            if not (y >= 0).any() or y.max() >= z.shape[1]:
+                raise DataError(f'{name}: labels {int(y.min())}..{int(y.max())} for head {h} with {z.shape[1]} classes; '
+                                f'expected 0..{z.shape[1] - 1}')
             out[h].append(Predictions(z[y >= 0], y[y >= 0]))
     return out
 
@@ -218,7 +240,8 @@ def _temperature(p, low, high):
 def _taking_part(heads, action_weights):
     "Head -> weight, of the heads whose weight is not 0"
     names, given = _names(heads), dict(action_weights or {})
-    if unknown := [h for h in given if h not in names]: raise ModelError(f'action_weights for {", ".join(unknown)}: the heads are {", ".join(names)}')
+    if unknown := [h for h in given if h not in names]:
+        raise ModelError(f'action_weights for {", ".join(unknown)}: the heads are {", ".join(names)}')
     on = {h: given.get(h, 1.) for h in names if given.get(h, 1.)}
     if not on: raise ModelError(f'action_weights {given}: no head takes part')
     return on

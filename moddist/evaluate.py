@@ -60,7 +60,8 @@ def one_head(
     "Refuse predictions of several heads, and of clips without label, where neither makes sense; `DataError` says what to do"
     if p.heads:
         first = next(iter(p.heads))
-        raise DataError(f'predictions of several heads: take one, moddist.tasks.by_head(p)[{first!r}], or all with moddist.tasks.task_table')
+        raise DataError(f'predictions of several heads: take one, moddist.tasks.by_head(p)[{first!r}], '
+                        'or all with moddist.tasks.task_table')
     if (p.labels < 0).any(): raise DataError(f'{int((p.labels < 0).sum())} of {len(p)} clips have no label; predict clips with labels only')
     return p
 
@@ -125,7 +126,8 @@ def _from_csv(path):
     for k in _SCORES[:2]:
         numbers = sorted(found.get(k, ()))
         if numbers != list(range(len(numbers))):
-            raise DataError(f'{path}: columns of {k} are numbered {", ".join(map(str, numbers[:5]))}, ...; expected 0, 1, ... without a gap')
+            raise DataError(f'{path}: columns of {k} are numbered {", ".join(map(str, numbers[:5]))}, ...; expected 0, 1, '
+                            '... without a gap')
     return {k: np.stack([v[i] for i in sorted(v)], 1) if k in _SCORES[:2] else v[min(v)] for k, v in found.items()}
 
 def _from_npz(path):
@@ -206,7 +208,8 @@ def read_predictions(
     "Read predictions with their scores; `DataError` names what is wrong with the file"
     ids, label, kind, x = _open(path)
     if kind == 'predicted':
-        raise DataError(f'{path}: holds predicted classes without scores; enough for `gap_report`, but confidences need logits or probabilities')
+        raise DataError(f'{path}: holds predicted classes without scores; enough for `gap_report`, '
+                        'but confidences need logits or probabilities')
     if kind == 'probabilities': x = np.log(np.maximum(x, 1e-38))
     return Predictions(torch.tensor(x, dtype=torch.float32), torch.tensor(label), tuple(ids))
 
@@ -238,7 +241,8 @@ def answers(
     if isinstance(source, Predictions):
         one_head(source)
         if not source.clip_ids:
-            raise DataError('predictions without clip ids cannot be told apart; predict with a loader that does not shuffle, or name the clips')
+            raise DataError('predictions without clip ids cannot be told apart; predict with a loader that does not '
+                            'shuffle, or name the clips')
         return Answers(source.clip_ids, source.labels.numpy(), source.logits.argmax(1).numpy(), source.logits.shape[1])
     ids, label, kind, x = _open(source)
     return Answers(tuple(ids), label, x if kind == 'predicted' else x.argmax(1), 0 if kind == 'predicted' else x.shape[1], str(source))

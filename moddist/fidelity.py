@@ -262,7 +262,8 @@ def fidelity(
                                 'expected one per clip, in the order of the loader')
             for t, s in pairs.items():
                 _checked(t, real.maps[t], hall.maps[s])
-                tallies.setdefault(t, _Tally()).add(real.maps[t], hall.maps[s], shown if shown is not None and shown.ndim == 5 else None, part)
+                tallies.setdefault(t, _Tally()).add(real.maps[t], hall.maps[s],
+                                                    shown if shown is not None and shown.ndim == 5 else None, part)
             n += size
             if n == size and size < 4:
                 raise LossError(f'a batch of {size} clips: unbiased CKA needs at least 4 in a batch; '
@@ -278,7 +279,8 @@ def _instead(net:nn.Module, tap:str, new:Tensor)->Iterator[None]:
     "The tap hands on another map"
     def hook(module, args, out):
         if out.shape == new.shape: return new
-        raise ModelError(f'tap {tap!r}: cannot put a map {list(new.shape)} in the place of {list(out.shape)}; swap streams of one architecture')
+        raise ModelError(f'tap {tap!r}: cannot put a map {list(new.shape)} in the place of {list(out.shape)}; '
+                         'swap streams of one architecture')
     hook = taps(net)[tap].register_forward_hook(hook)
     try: yield
     finally: hook.remove()
@@ -377,7 +379,8 @@ class Fidelity(Callback):
         self._measure(self.epoch)
 
     def after_validate(self):
-        if self.live and not self._first and ((self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch): self._measure(self.epoch + 1)
+        if self.live and not self._first and ((self.epoch + 1) % self.every == 0 or self.epoch + 1 == self.n_epoch):
+            self._measure(self.epoch + 1)
 
     def after_fit(self):
         if not self.live: return
@@ -516,7 +519,8 @@ def fidelity_run(
     model, who = load(step), [r.get('subject') for r in dl.dataset.items]
     held = [w in sorted(set(who))[::2] for w in who] if None not in who and len(set(who)) > 1 else None
     picture = DepthImages(dl, str(t)) if t.modality.key == 'depth' else None
-    return fidelity(getattr(model, 'inject', model), real, dl, taps, student_inputs=[s.key], teacher_inputs=[t.key], picture=picture, held=held)
+    return fidelity(getattr(model, 'inject', model), real, dl, taps, student_inputs=[s.key], teacher_inputs=[t.key],
+                    picture=picture, held=held)
 
 def swap_run(
     out:str|Path, # folder of a run of garcia2018

@@ -112,7 +112,8 @@ def browser()->str: # path of the program
                        'apt-get install chromium, or set CHROMIUM to its path, or save as .html')
 
 # %% ../nbs/04d_figures.ipynb #70f191d1
-_FLAGS = ('--headless', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync')
+_FLAGS = ('--headless', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update',
+          '--disable-sync')
 _DRAW = '''<!doctype html><meta charset="utf-8"><body><div id="out"></div><script>{js}</script><script>
 const f = {fig};
 Plotly.toImage({{data: f.data, layout: f.layout}}, {{format: '{kind}', width: {width}, height: {height}, scale: {scale}}})
@@ -243,7 +244,8 @@ def _panels(log, columns=None):
     stem = lambda c: c.removeprefix('valid_').removeprefix('train_')
     found = {p: [c for c in nums if stem(c) == p] for p in dict.fromkeys(stem(c) for c in (columns or nums))}
     if not found: raise DataError(f'the log has no numeric column to draw, only {", ".join(map(str, log.columns)) or "nothing"}')
-    if lost := [p for p, v in found.items() if not v]: raise DataError(f'the log has no numeric column {lost[0]!r}; found {", ".join(nums)}')
+    if lost := [p for p, v in found.items() if not v]:
+        raise DataError(f'the log has no numeric column {lost[0]!r}; found {", ".join(nums)}')
     return found
 
 # %% ../nbs/04d_figures.ipynb #43143909
@@ -293,7 +295,9 @@ def accuracy_figure(
                         error_x=bar, hovertemplate=f'{name}: %{{x:.1f}} %{told}<extra></extra>')
         if r.runs > 1: fig.add_scatter(x=each, y=[name]*len(each), mode='markers', marker=dict(color=colour, size=6, opacity=.45),
                                        showlegend=False, hovertemplate='one seed: %{x:.1f} %<extra></extra>')
-    if chance is not None: fig.add_vline(100*chance, line=dict(color='#777', width=1, dash='dot'), annotation_text='chance', annotation_font_size=11)
+    if chance is not None:
+        fig.add_vline(100*chance, line=dict(color='#777', width=1, dash='dot'), annotation_text='chance',
+                      annotation_font_size=11)
     fig.update_yaxes(type='category', autorange='reversed', showgrid=False, ticks='')
     return look(fig.update_layout(margin_t=24), x='test accuracy, % (bar: 95 % interval)', y='', height=80 + 26*len(s))
 
@@ -370,7 +374,8 @@ def cka_table(
     n = {(side, k): len(v) for side, f in (('first', a), ('second', b)) for k, v in f.items()}
     if len(set(n.values())) > 1:
         (s, k), (t, l) = min(n, key=n.get), max(n, key=n.get)
-        raise DataError(f'{n[s, k]} clips at {k!r} of the {s} network, {n[t, l]} at {l!r} of the {t}; expected the same clips in the same order')
+        raise DataError(f'{n[s, k]} clips at {k!r} of the {s} network, {n[t, l]} at {l!r} of the {t}; '
+                        'expected the same clips in the same order')
     if (few := min(n.values())) < 4: raise DataError(f'{few} clips are too few for the unbiased CKA; expected 4 or more, and better 50')
     return pd.DataFrame([[float(cka(u, v, unbiased=True)) for v in b.values()] for u in a.values()], index=list(a), columns=list(b))
 
@@ -447,7 +452,8 @@ def project(
     if x.ndim != 2 or len(x) < 3 or x.shape[1] < 2:
         raise DataError(f'features of shape {list(x.shape)}: expected [N, D] with 3 clips and 2 numbers or more')
     if not np.isfinite(x).all():
-        raise DataError(f'{int((~np.isfinite(x)).any(1).sum())} of {len(x)} clips have features that are not finite; the network has diverged')
+        raise DataError(f'{int((~np.isfinite(x)).any(1).sum())} of {len(x)} clips have features that are not finite; '
+                        'the network has diverged')
     if method not in ('pca', 'tsne'): raise DataError(f'method={method!r}: expected pca or tsne')
     if method == 'tsne': return _tsne(x, perplexity), ('t-SNE 1, no unit', 't-SNE 2, no unit')
     y, share = _pca(x)
@@ -473,7 +479,8 @@ def _film(source, clip_id, most=96):
     if isinstance(source, (str, Path)):
         try:
             with Picture.open(source) as p: source = np.asarray(p.convert('RGB'))
-        except (OSError, ValueError): raise DataError(f'{source}: cannot be read as a picture of clip {clip_id!r}; expected PNG or JPEG') from None
+        except (OSError, ValueError):
+            raise DataError(f'{source}: cannot be read as a picture of clip {clip_id!r}; expected PNG or JPEG') from None
     a = np.asarray(source)
     if a.ndim not in (3, 4) or a.shape[-1] != 3 or a.dtype != np.uint8:
         raise DataError(f'thumbnail of clip {clip_id!r} is {a.dtype} {list(a.shape)}; expected uint8 [H, W, 3] or [T, H, W, 3], or a file')
@@ -499,13 +506,15 @@ def embedding_map(
     ids, labels = [str(c) for c in clip_ids], np.asarray(labels).astype(int)
     sizes = dict(features=len(features), labels=len(labels), clip_ids=len(ids)) | ({} if thumbnails is None else dict(thumbnails=len(thumbnails)))
     if len(set(sizes.values())) > 1 or len(set(ids)) < len(ids):
-        raise DataError(f'{", ".join(f"{v} {k}" for k, v in sizes.items())}, {len(set(ids))} different names: expected one of each per clip')
+        raise DataError(f'{", ".join(f"{v} {k}" for k, v in sizes.items())}, {len(set(ids))} different names: '
+                        'expected one of each per clip')
     y, titles = project(features, **options)
     name = lambda k: str(classes[k] if classes is not None else f'class {k}')
     fig = go.Figure()
     for i, k in enumerate(np.unique(labels)):
         at, title = np.flatnonzero(labels == k), html.escape(name(k))
-        mark = dict(size=9, symbol=_MARKS[i//len(INK) % len(_MARKS)], color=INK[i % len(INK)], opacity=.8, line=dict(color='white', width=.7))
+        mark = dict(size=9, symbol=_MARKS[i//len(INK) % len(_MARKS)], color=INK[i % len(INK)], opacity=.8,
+                    line=dict(color='white', width=.7))
         fig.add_scatter(x=y[at, 0], y=y[at, 1], mode='markers', name=title, marker=mark, customdata=[[ids[j], name(k)] for j in at],
                         hovertext=[f'{title}<br>{html.escape(ids[j])}' for j in at], hoverinfo='text', unselected=dict(marker=dict(opacity=.2)))
     pictures = {c: _film(t, c) for c, t in zip(ids, thumbnails or [None]*len(ids))}
@@ -539,7 +548,8 @@ class EmbeddingMap(HasTraits):
         self.caption, self.player = W.HTML('Point at a clip.'), W.Output()
         self.fig.layout.meta = None                                                        # the pictures stay in the kernel
         for t in self.fig.data:
-            for on, do in ((t.on_hover, self._point), (t.on_click, self._choose), (t.on_selection, self._loop)): on(lambda t, p, _, do=do: do(t, p))
+            for on, do in ((t.on_hover, self._point), (t.on_click, self._choose), (t.on_selection, self._loop)):
+                on(lambda t, p, _, do=do: do(t, p))
         self.observe(self._show, 'hovered'); self.observe(self._play, 'selected')
         self._loops, self.ui = {}, W.VBox([W.HBox([self.fig, W.VBox([self.image, self.caption])]), self.player])
 

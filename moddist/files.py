@@ -67,7 +67,9 @@ def _open_video(path):
     import av
     if not Path(path).is_file(): raise DataError(f'{path}: no such video; correct the path in the clip index or drop the clip')
     try: box = av.open(str(path))
-    except (av.FFmpegError, OSError) as e: raise DataError(f'{path}: not a readable video ({type(e).__name__}); it may be truncated, copy or record it again') from None
+    except (av.FFmpegError, OSError) as e:
+        raise DataError(f'{path}: not a readable video ({type(e).__name__}); it may be truncated, '
+                        'copy or record it again') from None
     if not box.streams.video: raise DataError(f'{path}: holds no video stream')
     return box
 
@@ -79,7 +81,9 @@ def _quarter_turns(path, frame):
     tag = frame.side_data.get('DISPLAYMATRIX')
     if tag is None: return 0
     a, b, _, c, d = np.sign(np.frombuffer(bytes(tag), '<i4')[:5]).tolist()
-    if (a, b, c, d) not in _TURNS: raise DataError(f'{path}: a tag asks players to mirror the picture, or to turn it by other than 90, 180 or 270 degrees; write it upright first')
+    if (a, b, c, d) not in _TURNS:
+        raise DataError(f'{path}: a tag asks players to mirror the picture, or to turn it by other than 90, '
+                        '180 or 270 degrees; write it upright first')
     return _TURNS[a, b, c, d]
 
 # %% ../nbs/00b_files.ipynb #bad22bd5
@@ -116,9 +120,12 @@ def _probe_video(path, mtime):
 def _refuse_cut(path, declared, n, hidden, corrupt, length, end):
     "`DataError` where fewer frames or seconds are there than the header says"
     if n == 0: raise DataError(f'{path}: holds 0 frames, expected at least 1; drop the clip or record it again')
-    if declared - n > max(2, .02*declared) and not hidden: raise DataError(f'{path}: truncated, {n} of {declared} declared frames are there; copy it again or drop the clip')
+    if declared - n > max(2, .02*declared) and not hidden:
+        raise DataError(f'{path}: truncated, {n} of {declared} declared frames are there; copy it again or drop the clip')
     if corrupt: raise DataError(f'{path}: truncated, its last frame is cut off; copy it again or drop the clip')
-    if not declared and length - end > max(.02*length, .15): raise DataError(f'{path}: truncated, {end:.1f} of {length:.1f} declared seconds are there; copy it again or drop the clip')
+    if not declared and length - end > max(.02*length, .15):
+        raise DataError(f'{path}: truncated, {end:.1f} of {length:.1f} declared seconds are there; '
+                        'copy it again or drop the clip')
 
 def _counts_by_time(container, in_order, turns):
     "May decord be trusted with it? Not with AVI whose times are guessed, with transport streams, nor with a tag that it knows in MP4 alone"
@@ -141,7 +148,8 @@ def _decode(path):
         stream = box.streams.video[0]
         stream.thread_type = 'AUTO'
         try: yield from box.decode(stream)
-        except FFmpegError as e: raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
+        except FFmpegError as e:
+            raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
         finally: stream.codec_context.flush_buffers() # brings the decoder's threads to rest
 
 def _read_av(path, index, facts):
@@ -155,7 +163,9 @@ def _read_av(path, index, facts):
 
 def _read_decord(path, index, facts):
     import decord
-    if not facts.timed: raise DataError(f'{path}: its presentation times do not count its frames, and decord seeks to other frames than asked; read it with backend="av"')
+    if not facts.timed:
+        raise DataError(f'{path}: its presentation times do not count its frames, '
+                        'and decord seeks to other frames than asked; read it with backend="av"')
     reader = decord.VideoReader(str(path), num_threads=1)
     if max(index) >= len(reader): raise DataError(f'{path}: frame {max(index)} asked, {len(reader)} can be decoded; the file is damaged')
     return reader.get_batch(list(index)).asnumpy()
@@ -183,7 +193,8 @@ def read_video(
     facts = _probe_video(str(path), file_stamp(path))
     n = facts.frames
     index = range(n) if index is None else [int(i) for i in index]
-    if len(index) == 0 or min(index) < 0 or max(index) >= n: raise DataError(f'{path}: frames {list(index)[:4]}... asked, expected indices in 0..{n-1}')
+    if len(index) == 0 or min(index) < 0 or max(index) >= n:
+        raise DataError(f'{path}: frames {list(index)[:4]}... asked, expected indices in 0..{n-1}')
     for name in [backend] if backend else dict.fromkeys([_default_backend(), 'av'] if facts.timed else ['av']):
         try: return _BACKENDS[name](path, index, facts)
         except DataError: raise
@@ -200,7 +211,8 @@ def _frame_files(path, stamp):
     "Paths of the frames of a folder, or of a pattern such as `dir/frame_*_rgb.jpg`, in the order of the numbers in their names"
     folder, pattern = os.path.split(path) if '*' in path else (path, None)
     folder = folder or '.'
-    if not os.path.isdir(folder): raise DataError(f'{folder}: no such file or folder of images; correct the path in the clip index or drop the clip')
+    if not os.path.isdir(folder):
+        raise DataError(f'{folder}: no such file or folder of images; correct the path in the clip index or drop the clip')
     fits = (lambda n: fnmatchcase(n, pattern)) if pattern else (lambda n: n.lower().endswith(_ENDS))
     names = sorted((e.name for e in os.scandir(folder) if fits(e.name) and not e.name.startswith('.')), key=_natural)
     if not names: raise DataError(f'{path}: holds 0 frames, expected at least 1 image')
@@ -223,7 +235,8 @@ def _read_png16(path):
     except (OSError, SyntaxError): image = None
     if image is None: raise DataError(f'{path}: truncated or not a PNG ({len(raw)} bytes); copy it again or drop the clip')
     if image.dtype != np.uint16 or image.ndim != 2:
-        raise DataError(f'{path}: {image.dtype.itemsize*8}-bit with {1 if image.ndim == 2 else image.shape[2]} channel(s), expected one channel of 16-bit depth in mm; take the original file')
+        raise DataError(f'{path}: {image.dtype.itemsize*8}-bit with {1 if image.ndim == 2 else image.shape[2]} channel(s), '
+                        'expected one channel of 16-bit depth in mm; take the original file')
     return image
 
 def _read_image(path, mode):
@@ -231,16 +244,20 @@ def _read_image(path, mode):
     from PIL import Image
     try: return np.array(Image.open(path).convert(mode))
     except FileNotFoundError: raise DataError(f'{path}: no such image') from None
-    except (OSError, SyntaxError) as e: raise DataError(f'{path}: truncated or not an image ({type(e).__name__}); copy it again or drop the clip') from None
+    except (OSError, SyntaxError) as e:
+        raise DataError(f'{path}: truncated or not an image ({type(e).__name__}); copy it again or drop the clip') from None
 
 def _read_images(path, index, read):
     "Frames of a folder or pattern, which must agree in size"
     files = frame_files(path)
     index = range(len(files)) if index is None else [int(i) for i in index]
-    if len(index) == 0 or min(index) < 0 or max(index) >= len(files): raise DataError(f'{path}: frames {list(index)[:4]}... asked, expected indices in 0..{len(files)-1}')
+    if len(index) == 0 or min(index) < 0 or max(index) >= len(files):
+        raise DataError(f'{path}: frames {list(index)[:4]}... asked, expected indices in 0..{len(files)-1}')
     frames = [read(files[i]) for i in index]
     for i, f in zip(index, frames):
-        if f.shape != frames[0].shape: raise DataError(f'{files[i]}: {f.shape[0]}x{f.shape[1]} px, the frame before it has {frames[0].shape[0]}x{frames[0].shape[1]}; all frames of a clip must have one size')
+        if f.shape != frames[0].shape:
+            raise DataError(f'{files[i]}: {f.shape[0]}x{f.shape[1]} px, the frame before it has '
+                            f'{frames[0].shape[0]}x{frames[0].shape[1]}; all frames of a clip must have one size')
     return np.stack(frames)
 
 # %% ../nbs/00b_files.ipynb #347a83a9
@@ -260,9 +277,12 @@ def read_mat(
     from scipy.io import loadmat
     if not Path(path).is_file(): raise DataError(f'{path}: no such file; correct the path in the clip index or drop the clip')
     try: content = loadmat(path)
-    except Exception as e: raise DataError(f'{path}: not a readable .mat file ({type(e).__name__}); it may be truncated, copy it again') from None
+    except Exception as e:
+        raise DataError(f'{path}: not a readable .mat file ({type(e).__name__}); it may be truncated, '
+                        'copy it again') from None
     arrays = {k: v for k, v in content.items() if isinstance(v, np.ndarray) and v.ndim == 3}
-    if key not in arrays and (key or len(arrays) != 1): raise DataError(f'{path}: expected {key or "one array with axes H, W, T"}, found {", ".join(arrays) or "none"}')
+    if key not in arrays and (key or len(arrays) != 1):
+        raise DataError(f'{path}: expected {key or "one array with axes H, W, T"}, found {", ".join(arrays) or "none"}')
     array = np.moveaxis(arrays[key or next(iter(arrays))], 2, 0)
     if array.dtype != np.uint16: raise DataError(f'{path}: depth is {array.dtype}, expected uint16 millimetres')
     return array
@@ -274,7 +294,9 @@ def frame_numbers(
     "Numbers of the frames of a pattern, by which signals recorded side by side are paired: either may lack some"
     at = os.path.basename(str(pattern)).index('*')
     found = [re.search(r'\d+', os.path.basename(f)[at:]) for f in frame_files(str(pattern))]
-    if None in found: raise DataError(f'{frame_files(str(pattern))[found.index(None)]}: no frame number in its name; correct the pattern {pattern}')
+    if None in found:
+        raise DataError(f'{frame_files(str(pattern))[found.index(None)]}: no frame number in its name; '
+                        f'correct the pattern {pattern}')
     return tuple(int(m[0]) for m in found)
 
 def write_runs(
@@ -315,7 +337,8 @@ def read_flow_images(
 def _grey_pair(pattern, index):
     "The images of both components, uint8 [T, H, W] each"
     grey = [_read_images(p, index, lambda f: _read_image(f, 'L')) for p in flow_components(pattern)]
-    if grey[0].shape != grey[1].shape: raise DataError(f'{pattern}: {len(grey[0])} and {len(grey[1])} frames of the two components, expected as many')
+    if grey[0].shape != grey[1].shape:
+        raise DataError(f'{pattern}: {len(grey[0])} and {len(grey[1])} frames of the two components, expected as many')
     return grey
 
 def _is_pair(path, modality): return '*' in path and modality.key == 'rgb' and re.search(r'\{\w+,\w+\}', path) is not None # flow that is wanted as a picture
@@ -380,7 +403,8 @@ def check_rate(
     "Refuse a video to be read by time whose frames are not equally far apart, `DataError`"
     path = str(path)
     if is_array(path) or path.endswith('.mat') or not _is_video(path): return
-    if not _probe_video(path, file_stamp(path)).steady: raise DataError(f'{path}: its frame rate varies, so that frames do not say the time; convert it to a constant rate')
+    if not _probe_video(path, file_stamp(path)).steady:
+        raise DataError(f'{path}: its frame rate varies, so that frames do not say the time; convert it to a constant rate')
 
 # %% ../nbs/00b_files.ipynb #4cc70413
 def iter_frames(

@@ -136,7 +136,8 @@ def redraw(
         unit, row = z.mean(0), z.sum(1)/n
         both = ((z - unit - row[:, None]*size)**2).sum()
         per_unit.append(unit); df.append(S - 1 or math.inf)
-        seeds.append(row[g.integers(S, size=(resamples, S))].mean(1)*math.sqrt(S/(S - 1)) if S > 1 else g.normal(0, seed_sd or 0, resamples))
+        seeds.append(row[g.integers(S, size=(resamples, S))].mean(1)*math.sqrt(S/(S - 1))
+                     if S > 1 else g.normal(0, seed_sd or 0, resamples))
         v_seeds.append(row.var(ddof=1)/S if S > 1 else (seed_sd or 0)**2)
         v_both.append(both/(n*n*S*(S - 1))*G/(G - 1) if S > 1 else 0.)
     clips, mean = _redrawn(np.stack(per_unit, 1), size, resamples, g)*math.sqrt(G/(G - 1)), [x.mean() for x in right.values()]
@@ -246,7 +247,8 @@ def table(self:GapReport)->pd.DataFrame:
                       'sd of seeds': [f'{100*np.std(e, ddof=1):.1f}' if len(e) > 1 else '' for e in m.each],
                       'student minus it': [_points(d) if d == d else '' for d in m.difference],
                       'its interval': [_span(a, b) for a, b in zip(m.d_lo, m.d_hi)], 'verdict': m.verdict})
-    return t.assign(**{k: [f'{v:,.0f}' if v == v else '' for v in m[k]] for k in ('params', 'epochs') if m[k].notna().any()}).set_index('model')
+    return t.assign(**{k: [f'{v:,.0f}' if v == v else '' for v in m[k]]
+                       for k in ('params', 'epochs') if m[k].notna().any()}).set_index('model')
 
 # %% ../nbs/05c_gap.ipynb #783d1d9d
 def _lines(rep): return [f'Share of the gap: {rep.share.note}.'] * bool(rep.share.note) + list(rep.notes)
@@ -254,12 +256,14 @@ def _lines(rep): return [f'Share of the gap: {rep.share.note}.'] * bool(rep.shar
 @patch
 def __repr__(self:GapReport):
     ends = pd.concat([self.classes.head(3), self.classes.tail(3)]).drop_duplicates('class').round(3)
-    return '\n'.join([self.headline, '', self.table().to_string(), '', 'classes, best and worst:', ends.to_string(index=False), '', *_lines(self)])
+    return '\n'.join([self.headline, '', self.table().to_string(), '', 'classes, best and worst:',
+                      ends.to_string(index=False), '', *_lines(self)])
 
 @patch
 def _repr_html_(self:GapReport):
     called = self.classes[self.classes.verdict != '']
-    calls = '; '.join(f'{html.escape(r["class"])} {_points(r.difference)} {_span(r.lo, r.hi)}' for _, r in called.iterrows()) or 'none beyond luck'
+    calls = '; '.join(f'{html.escape(r["class"])} {_points(r.difference)} {_span(r.lo, r.hi)}'
+                      for _, r in called.iterrows()) or 'none beyond luck'
     notes = ''.join(f'<li>{html.escape(n)}</li>' for n in _lines(self))
     return f'<p><b>{html.escape(self.headline)}</b></p>{self.table().to_html()}<p>Classes that win or lose: {calls}.</p><ul>{notes}</ul>'
 
@@ -379,7 +383,8 @@ def _panels(rep, classes):
     colour = [OKABE_ITO[_TINT[r]] for r in m.role]
     shown = c if len(c) <= classes else pd.concat([c.head(classes//2), c.tail(classes - classes//2)])
     models = list(zip(colour, m.to_dict('records')))
-    accuracy = [(r['name'], k, 100*r['top1'], 100*max(r['lo'], 0), 100*min(r['hi'], 1), [100*e for e in r['each']], True) for k, r in models]
+    accuracy = [(r['name'], k, 100*r['top1'], 100*max(r['lo'], 0), 100*min(r['hi'], 1), [100*e for e in r['each']], True)
+                for k, r in models]
     difference = [(f'\N{MINUS SIGN} {r["name"]}', k, 100*r['difference'], 100*r['d_lo'], 100*r['d_hi'], [], r['verdict'] != 'NO DIFFERENCE')
                   for k, r in models if r['verdict']]
     by = [(r['class'], OKABE_ITO['vermillion' if r['difference'] > 0 else 'blue'], 100*r['difference'], 100*r['lo'], 100*r['hi'], [],
@@ -400,7 +405,8 @@ def _gap_plot(rep, classes):
     for i, (ax, (title, rows)) in enumerate(zip(fig.subplots(1, 3, width_ratios=[1.2, 1, 1]), panels.items())):
         if i == 0 and _band(rep):
             ax.axvspan(*_band(rep), color=OKABE_ITO['grey'], alpha=.15, lw=0)
-            ax.annotate('gap', (sum(_band(rep))/2, 1), xycoords=('data', 'axes fraction'), ha='center', va='bottom', fontsize=7, color='#555')
+            ax.annotate('gap', (sum(_band(rep))/2, 1), xycoords=('data', 'axes fraction'), ha='center', va='bottom',
+                        fontsize=7, color='#555')
         if i: ax.axvline(0, color='black', lw=.8)
         for y, (label, colour, x, lo, hi, dots, filled) in enumerate(rows):
             ax.plot([lo, hi], [y, y], color=colour, lw=2, solid_capstyle='butt')

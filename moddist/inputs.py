@@ -102,7 +102,8 @@ def _finish(self:ClipInputs, x, mean, std):
 def imagenet(cls:ClipInputs, **kwargs):
     "ImageNet statistics for RGB and depth, depth replicated, no centring: for streams that start from ImageNet weights"
     stats = (.485, .456, .406), (.229, .224, .225)
-    return cls(**dict(centre=False, rgb_mean=stats[0], rgb_std=stats[1], depth_mean=stats[0], depth_std=stats[1], depth='replicate') | kwargs)
+    return cls(**dict(centre=False, rgb_mean=stats[0], rgb_std=stats[1], depth_mean=stats[0], depth_std=stats[1],
+                      depth='replicate') | kwargs)
 
 # %% ../nbs/00h_inputs.ipynb #ba4286fa
 def _flow_input(x, px): return torch.nn.functional.pad(x/px, (0, 0, 0, 0, 0, 0, 0, 1))

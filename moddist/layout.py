@@ -72,7 +72,8 @@ class LayoutStream(Stream):
         dropout:float=.1, # 0..1
     ):
         pairs, depth = head_list(num_classes, heads), list(depth)
-        if width % attention_heads: raise ModelError(f'width {width} cannot be shared by {attention_heads} attention heads: choose a multiple')
+        if width % attention_heads:
+            raise ModelError(f'width {width} cannot be shared by {attention_heads} attention heads: choose a multiple')
         hparams = dict(num_classes=sum(k for _, k in pairs), heads=None if heads is None else pairs, frames=frames, width=width, depth=depth,
                        attention_heads=attention_heads, dropout=dropout)
         super().__init__(hparams, width, [], [Tap(n, width) for n in ('boxes', 'frames', 'time')])
@@ -136,7 +137,8 @@ class SkeletonStream(Stream):
         self.units = nn.ModuleList(_JointUnit(a, b, joints, s) for a, b, s in zip([3, *c], c, (1, 2, 2)))
 
     def forward_maps(self, x, gates=None, connection=None): # x [B, 3, T, J, M] -> [B, C, T/4, J, M]
-        x = _check(x, (None, 3, None, self.joints, None), f'a skeleton stream of {self.joints} joints reads float [B, 3, T, {self.joints}, M]')
+        x = _check(x, (None, 3, None, self.joints, None),
+                   f'a skeleton stream of {self.joints} joints reads float [B, 3, T, {self.joints}, M]')
         M, h = x.shape[4], x.permute(0, 4, 1, 2, 3).flatten(0, 1)
         for unit, tap in zip(self.units, self.taps.values()):
             h = unit(h)
@@ -206,7 +208,8 @@ class _Appearance(nn.Module):
         room = self.position.shape[1] - 1
         if h.shape[1] > room:
             size = ' x '.join(map(str, features.shape[2:]))
-            raise ModelError(f'{h.shape[1]} positions in the last map of the video stream ({size}), room for {room}: build with tokens={h.shape[1]}')
+            raise ModelError(f'{h.shape[1]} positions in the last map of the video stream ({size}), room for {room}: '
+                             f'build with tokens={h.shape[1]}')
         h = torch.cat([self.token.expand(len(h), -1, -1), h], 1)
         return self.encoder(h + self.position[:, :h.shape[1]])
 

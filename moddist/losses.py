@@ -35,7 +35,8 @@ def cross_entropy(
 )->Tensor: # scalar, nats per labelled clip; 0 when there is none
     "Mean negative log-likelihood of the labels; raises `LossError` on a shape mismatch (garcia2018, released code)"
     z, y = _full(z)[0], y.as_subclass(Tensor).long()
-    if z.ndim != 2 or y.shape != z.shape[:1]: raise LossError(f'expected logits [B, K] and labels [B], got {list(z.shape)} and {list(y.shape)}')
+    if z.ndim != 2 or y.shape != z.shape[:1]:
+        raise LossError(f'expected logits [B, K] and labels [B], got {list(z.shape)} and {list(y.shape)}')
     loss = F.cross_entropy(z, y.masked_fill(y < 0, -100), reduction='sum')
     return loss / (y >= 0).sum().clamp(min=1)
 

@@ -35,7 +35,9 @@ def agreement(
 )->tuple[np.ndarray, np.ndarray]: # cosine and correlation, -1..1, `nan` where a map is zero or constant
     "How well two stacks of maps agree; `ModelError` when their shapes differ"
     a, b = (np.asarray(m, dtype=np.float64) for m in (real, hallucinated))
-    if a.shape != b.shape: raise ModelError(f'real maps {list(a.shape)} and hallucinated maps {list(b.shape)} differ in shape: compare the same tap, clip and crop')
+    if a.shape != b.shape:
+        raise ModelError(f'real maps {list(a.shape)} and hallucinated maps {list(b.shape)} differ in shape: '
+                         'compare the same tap, clip and crop')
     a, b = (np.moveaxis(m, axes, range(-len(axes), 0)).reshape(*m.shape[:m.ndim - len(axes)], -1) for m in (a, b))
     dot = lambda a, b: np.einsum('...i,...i', a, b)
     def cos(a, b):
@@ -49,12 +51,16 @@ def _check_layer(name:str, real:np.ndarray, hall:np.ndarray, clip_id:str):
     "Refuse a pair of maps that cannot be drawn"
     where = f'clip {clip_id!r}, layer {name!r}'
     if real.ndim == hall.ndim == 4 and len(real) != len(hall):
-        raise ModelError(f'{where}: {len(real)} channels of real maps, {len(hall)} of hallucinated ones; expected the same: take a student built like the teacher, or pair layers of equal width with layers={{teacher tap: student tap}}')
+        raise ModelError(f'{where}: {len(real)} channels of real maps, {len(hall)} of hallucinated ones; expected the same: '
+                         f'take a student built like the teacher, or pair layers of equal width with layers={{teacher tap: '
+                         f'student tap}}')
     if real.ndim != 4 or real.shape != hall.shape or not real.size:
-        raise ModelError(f'{where}: real maps {list(real.shape)}, hallucinated maps {list(hall.shape)}; expected the same [C, T, h, w]: compare the same tap, clip and crop')
+        raise ModelError(f'{where}: real maps {list(real.shape)}, hallucinated maps {list(hall.shape)}; '
+                         'expected the same [C, T, h, w]: compare the same tap, clip and crop')
     for side, m in (('real', real), ('hallucinated', hall)):
         if bad := int((~np.isfinite(m)).sum()):
-            raise ModelError(f'{where}: {bad} of {m.size} {side} values are NaN or infinite; the network diverged: load an earlier checkpoint or train with a lower learning rate')
+            raise ModelError(f'{where}: {bad} of {m.size} {side} values are NaN or infinite; the network diverged: '
+                             'load an earlier checkpoint or train with a lower learning rate')
 
 # %% ../nbs/04f_maps.ipynb #c9efc65a
 @dataclass(frozen=True, eq=False)
@@ -77,9 +83,11 @@ class FeatureMaps:
         for what, m in (('rgb', self.rgb), ('depth', self.depth)):
             colour = m.ndim == 4 and m.shape[-1] == 3 and m.dtype == np.uint8
             if not (colour or what == 'depth' and m.ndim == 3) or not m.size:
-                raise DataError(f'clip {self.clip_id!r}: {what} is {m.dtype} {list(m.shape)}, expected uint8 [T, H, W, 3]{" or numbers [T, H, W]" if what == "depth" else ""}')
+                raise DataError(f'clip {self.clip_id!r}: {what} is {m.dtype} {list(m.shape)}, expected uint8 [T, H, W, '
+                                f'3]{" or numbers [T, H, W]" if what == "depth" else ""}')
         if len(self.rgb) != len(self.depth):
-            raise DataError(f'clip {self.clip_id!r}: {len(self.rgb)} frames of {self.student_title} but {len(self.depth)} of {self.teacher_title}: draw both with one index')
+            raise DataError(f'clip {self.clip_id!r}: {len(self.rgb)} frames of {self.student_title} but {len(self.depth)} '
+                            f'of {self.teacher_title}: draw both with one index')
         if not self.layers: raise ModelError(f'clip {self.clip_id!r}: no layers to compare; name at least one tap that both models have')
         for name, (real, hall) in self.layers.items(): _check_layer(name, real, hall, self.clip_id)
 
@@ -88,7 +96,8 @@ class FeatureMaps:
 
 # %% ../nbs/04f_maps.ipynb #2a9dca4f
 MEAN = -1 # in place of a channel number: the mean over all channels
-ORDERS = {'agreement': ('correlation', False), 'disagreement': ('correlation', True), 'energy': ('energy', False), 'weight': ('weight', False), 'channel': ('channel', True)}
+ORDERS = {'agreement': ('correlation', False), 'disagreement': ('correlation', True), 'energy': ('energy', False),
+          'weight': ('weight', False), 'channel': ('channel', True)}
 
 def planes(
     m:np.ndarray, # [C, T, h, w]
@@ -105,18 +114,24 @@ def channel_table(
     "Agreement, energy and class weight of every channel over the whole clip, in a stated order; `ModelError` where there are no class weights"
     if order not in ORDERS: raise ModelError(f'order {order!r}: expected one of {", ".join(ORDERS)}')
     real, hall = maps.layers[layer]
-    if order == 'weight' and layer not in maps.weights: raise ModelError(f'layer {layer!r} has no class weights, {"the classifier reads " + " and ".join(maps.weights) if maps.weights else "none are known for this clip"}: sort by energy')
+    if order == 'weight' and layer not in maps.weights:
+        raise ModelError(f'layer {layer!r} has no class weights, '
+                         f'{"the classifier reads " + " and ".join(maps.weights) if maps.weights else "none are known for this clip"}: '
+                         'sort by energy')
     cos, corr = agreement(real, hall)
     rms = np.sqrt((real.astype(np.float32)**2).mean((1, 2, 3)))
     by, up = ORDERS[order]
-    table = pd.DataFrame({'channel': np.arange(len(real)), 'cosine': cos, 'correlation': corr, 'energy': rms, 'weight': maps.weights.get(layer, np.nan)})
+    table = pd.DataFrame({'channel': np.arange(len(real)), 'cosine': cos, 'correlation': corr, 'energy': rms,
+                          'weight': maps.weights.get(layer, np.nan)})
     return table.sort_values(by, ascending=up, na_position='last', kind='stable', ignore_index=True)
 
 # %% ../nbs/04f_maps.ipynb #0110dd9a
 def _run(model:nn.Module, x, names:Sequence[str]):
     "Maps and output of one clip; every module is left in the mode it was in"
     xs = [v[None] if v.ndim == 4 else v for v in (x if isinstance(x, (tuple, list)) else [x])]
-    if any(v.ndim not in (3, 5) or len(v) != 1 for v in xs): raise ModelError(f'input {[list(v.shape) for v in xs]}: expected one clip, [3, T, H, W] or [1, 3, T, H, W]; pass x[i] of a batch')
+    if any(v.ndim not in (3, 5) or len(v) != 1 for v in xs):
+        raise ModelError(f'input {[list(v.shape) for v in xs]}: expected one clip, [3, T, H, W] or [1, 3, T, H, W]; '
+                         'pass x[i] of a batch')
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
     modes = [(m, m.training) for m in model.modules()]
     try:
@@ -124,20 +139,26 @@ def _run(model:nn.Module, x, names:Sequence[str]):
         with torch.no_grad(), capture(model, names) as seen: out = model(*(v.to(device) for v in xs))
     finally:
         for m, mode in modes: m.training = mode
-    if missed := [n for n in names if n not in seen.maps]: raise ModelError(f'tap {missed[0]!r} was not reached in the forward pass; choose among {", ".join(seen.maps) or "no others"}')
+    if missed := [n for n in names if n not in seen.maps]:
+        raise ModelError(f'tap {missed[0]!r} was not reached in the forward pass; '
+                         f'choose among {", ".join(seen.maps) or "no others"}')
     return {n: seen.maps[n][0].float().cpu().numpy() for n in names}, out
 
 def _own(model:nn.Module)->dict[str, str]:
     "Layer -> tap of a student; a net of two streams answers with the stream that it injects, where the hallucination is"
     names = list(taps(model))
-    return {n: n for n in names} | ({n.removeprefix('inject.'): n for n in names if n.startswith('inject.')} if isinstance(model, TwoStream) else {})
+    return {n: n for n in names} | ({n.removeprefix('inject.'): n for n in names if n.startswith('inject.')}
+                                    if isinstance(model, TwoStream) else {})
 
 def _pairs(teacher:nn.Module, student:nn.Module, layers)->dict[str, str]:
     "Teacher tap -> student tap"
     if isinstance(layers, Mapping): return dict(layers)
     own = _own(student)
     shared = layers or [n for n in taps(teacher) if n in own]
-    if not shared: raise ModelError(f'no tap in common: the teacher has {", ".join(taps(teacher)) or "none"}, the student {", ".join(taps(student)) or "none"}; take a student of the teacher\'s architecture, or pass layers={{teacher tap: student tap}}')
+    if not shared:
+        raise ModelError(f'no tap in common: the teacher has {", ".join(taps(teacher)) or "none"}, '
+                         f'the student {", ".join(taps(student)) or "none"}; take a student of the teacher\'s architecture, '
+                         f'or pass layers={{teacher tap: student tap}}')
     return {n: own.get(n, n) for n in shared}
 
 def _one_grid(real:np.ndarray, hall:np.ndarray)->tuple[np.ndarray, np.ndarray]:
@@ -209,12 +230,15 @@ def _seen(teacher, student, x, real, z, pairs, fixed, action, classes, titles)->
     hall, out = _run(student, x, list(pairs.values()))
     layers = {t: _one_grid(real[t], hall[s]) for t, s in pairs.items()}
     coarser = [f'{t} at {" x ".join(map(str, layers[t][0].shape[1:]))}' for t, s in pairs.items() if real[t].shape != hall[s].shape]
-    said = [(who, v) for who, v in (('teacher', _scores(z, len(classes))), ('student', _scores(out, len(classes)))) if v is not None and len(classes)]
+    said = [(who, v) for who, v in (('teacher', _scores(z, len(classes))), ('student', _scores(out, len(classes))))
+            if v is not None and len(classes)]
     says = ' · '.join(f'{who}: {classes[int(v.argmax())]} {100*float(v.softmax(0).max()):.0f} %' for who, v in said)
     k = None if (v := _scores(z, len(classes))) is None else int(v.argmax())
     weights = {} if k is None else {t: w for t in pairs if (w := class_weights(teacher, t, k)) is not None}
     note = f'The two streams work on different grids; compared on the coarser of each (time x height x width): {", ".join(coarser)}.' if coarser else ''
-    return FeatureMaps(*fixed, layers, action, says, weights=weights, weights_of='' if k is None else str(classes[k]) if len(classes) else f'class {k}', note=note, **titles)
+    return FeatureMaps(*fixed, layers, action, says, weights=weights,
+                       weights_of='' if k is None else str(classes[k]) if len(classes) else f'class {k}', note=note,
+                       **titles)
 
 # %% ../nbs/04f_maps.ipynb #9d8fcfde
 def pictures(
@@ -268,7 +292,8 @@ def _reader(dls, signals)->tuple[Callable, dict]:
         T = next((r.shape[1] for r, s in zip(raw, pair) if s.modality.kind != 'series'), 8)
         seen, privileged = (pictures(r, s, T) for r, s in zip(raw, pair))
         if seen.ndim == 3: seen = paint(raw[0], pair[0])[0]                   # a depth student is shown in colour
-        return dict(x_student=encode(raw[0][None]), x_teacher=encode(raw[1][None]), rgb=seen, depth=privileged, clip_id=row['clip_id'], action=str(row.get('action', '')), **titles)
+        return dict(x_student=encode(raw[0][None]), x_teacher=encode(raw[1][None]), rgb=seen, depth=privileged,
+                    clip_id=row['clip_id'], action=str(row.get('action', '')), **titles)
     return read, titles | {'scalar': pair[1].modality.key == 'depth'}
 
 # %% ../nbs/04f_maps.ipynb #09b4e2e0
@@ -308,7 +333,9 @@ class LazyMaps(Sequence):
             told = []
             try: self._kept[i] = self.make(i, told)
             except ModdistError: raise
-            except Exception as e: raise ModelError(f'clip {self.heads[i][0]!r}: {_line(e)}; pass clips of the size and length the models were trained on') from e
+            except Exception as e:
+                raise ModelError(f'clip {self.heads[i][0]!r}: {_line(e)}; pass clips of the size and length the '
+                                 'models were trained on') from e
             self.problems[i] = '; '.join(told)
         self._kept.move_to_end(i)
         while len(self._kept) > 1 and self.nbytes > 1e6*self.max_mb: self._kept.popitem(last=False)
@@ -316,7 +343,8 @@ class LazyMaps(Sequence):
 
     @property
     def nbytes(self)->int: # bytes of everything kept, shared arrays counted once
-        arrays = [a for item in self._kept.values() for m in item.values() for a in (m.rgb, m.depth, *(x for pair in m.layers.values() for x in pair))]
+        arrays = [a for item in self._kept.values() for m in item.values()
+                  for a in (m.rgb, m.depth, *(x for pair in m.layers.values() for x in pair))]
         return sum({id(a): a.nbytes for a in arrays}.values())
 
     def release(self): "Let everything go"; self._kept.clear()
@@ -339,7 +367,8 @@ def lazy_maps(
     rows, broken, models = df.to_dict('records'), [], {}
     for name, m in students.items():
         try: models[name] = load_model(m) if isinstance(m, (str, Path)) else m
-        except ModdistError as e: broken.append(f'{name} left out: {e}' + '; correct the path, or finish that step first'*(not Path(m).exists()))
+        except ModdistError as e:
+            broken.append(f'{name} left out: {e}' + '; correct the path, or finish that step first'*(not Path(m).exists()))
     teacher = load_model(teacher) if isinstance(teacher, (str, Path)) else teacher
     def make(i, told):
         told += broken
@@ -347,6 +376,8 @@ def lazy_maps(
         return compute_maps(teacher, models, **read(rows[i]), layers=layers, classes=classes, problems=told)
     if isinstance(teacher, TwoStream): teacher = teacher.inject             # the stream that reads the privileged signal
     own = list(taps(teacher))
-    if not own: raise ModelError(f'{type(teacher).__name__} declares no taps, so there is nothing to look at: add moddist.models.Tap where its maps are')
+    if not own:
+        raise ModelError(f'{type(teacher).__name__} declares no taps, so there is nothing to look at: '
+                         'add moddist.models.Tap where its maps are')
     named = list(layers) if layers else [n for n in own if any(n in _own(m) for m in models.values())] or own
     return LazyMaps(make, [(r['clip_id'], str(r.get('action', ''))) for r in rows], named, titles, list(students), max_mb)

@@ -150,7 +150,8 @@ def _frames(x:Tensor)->Tensor:
     "Clips, checked, as frames [B*T, 3, H, W] with channels last in memory"
     if isinstance(x, ClipTensor): x = x.as_subclass(Tensor)
     if x.ndim != 5 or x.shape[1] != 3 or not x.is_floating_point():
-        raise ModelError(f'a stream reads float clips [B, 3, T, H, W], got {str(x.dtype)[6:]} {list(x.shape)}: encode raw clips first, as moddist.data.ClipInputs does')
+        raise ModelError(f'a stream reads float clips [B, 3, T, H, W], got {str(x.dtype)[6:]} {list(x.shape)}: '
+                         'encode raw clips first, as moddist.data.ClipInputs does')
     return fold(x.contiguous(memory_format=torch.channels_last_3d))
 
 # %% ../nbs/02_models.ipynb #5dff2a24
@@ -274,18 +275,26 @@ def read_weights(
     "A state dict by torchvision's name or from a file; nothing in it is executed"
     from torchvision.models import get_model_weights, list_models
     names = dict(get_model_weights(arch).__members__) if arch in list_models() else {}
-    if str(weights) not in names and not Path(weights).is_file(): raise ModelError(f'{weights}: no such file, and not one of torchvision\'s weights for {arch} ({", ".join(names) or "it has none"})')
+    if str(weights) not in names and not Path(weights).is_file():
+        raise ModelError(f'{weights}: no such file, and not one of torchvision\'s weights for {arch} '
+                         f'({", ".join(names) or "it has none"})')
     if str(weights) not in names: return read_state(weights)
     try: return names[str(weights)].get_state_dict(progress=False, check_hash=True)
-    except Exception as e: raise ModelError(f'{weights}: cannot be fetched for {arch} ({(str(e) or type(e).__name__).splitlines()[0][:100]}); download the file elsewhere and give its path') from e
+    except Exception as e:
+        raise ModelError(f'{weights}: cannot be fetched for {arch} '
+                         f'({(str(e) or type(e).__name__).splitlines()[0][:100]}); '
+                         'download the file elsewhere and give its path') from e
 
 # %% ../nbs/02_models.ipynb #6670d7b5
 def _load_backbone(model:nn.Module, state:dict, source:str|Path, expected:str):
     "Fill everything but the logits layer and the temporal convolutions; `ModelError` names the source and the first wrong tensor"
-    own = {k: v.shape for k, v in model.state_dict().items() if not (k.startswith('fc.') or '.temporal.' in k or k.endswith('num_batches_tracked'))}
+    own = {k: v.shape for k, v in model.state_dict().items() if not (k.startswith('fc.') or '.temporal.' in k
+                                                                     or k.endswith('num_batches_tracked'))}
     state = state if isinstance(state, dict) else {}
     wrong = [k for k in own if getattr(state.get(k), 'shape', None) != own[k]]
-    if wrong: raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape, the first is {wrong[0]}; expected a state dict of {expected}')
+    if wrong:
+        raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape, '
+                         f'the first is {wrong[0]}; expected a state dict of {expected}')
     model.load_state_dict({k: state[k] for k in own}, strict=False)
 
 # %% ../nbs/02_models.ipynb #b1c77984
@@ -303,7 +312,8 @@ class ResNetStream(Stream):
     ):
         net = _resnet(arch)
         out = [net.fc.in_features // 2**i for i in (3, 2, 1, 0)]
-        hparams = dict(arch=arch, num_classes=num_classes, temporal_init=temporal_init, temporal_norm=temporal_norm, dropout=dropout, bn_momentum=bn_momentum)
+        hparams = dict(arch=arch, num_classes=num_classes, temporal_init=temporal_init, temporal_norm=temporal_norm,
+                       dropout=dropout, bn_momentum=bn_momentum)
         super().__init__(hparams, out[-1], out, [Tap(f'layer{i+1}', c, s_stride=4*2**i) for i, c in enumerate(out)], dropout)
         for name in ('conv1', 'bn1', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'): self.add_module(name, getattr(net, name))
         for stage in self.stages: stage[1].temporal = TemporalConv(stage[1].conv2.out_channels, temporal_init, norm=temporal_norm)
@@ -346,9 +356,12 @@ class TwoStream(nn.Module):
         connection = connection or main.default_connection
         if connection not in CONNECTIONS: raise ModelError(f'unknown connection {connection!r}: expected one of {", ".join(CONNECTIONS)}')
         if main is inject: raise ModelError('main and inject are one module and would share their weights: pass copy.deepcopy of it')
-        if main.num_classes != inject.num_classes: raise ModelError(f'main has {main.num_classes} classes and inject {inject.num_classes}: expected the same number')
+        if main.num_classes != inject.num_classes:
+            raise ModelError(f'main has {main.num_classes} classes and inject {inject.num_classes}: '
+                             'expected the same number')
         if connection != 'none' and main.gate_channels != inject.gate_channels:
-            raise ModelError(f'gates of {inject.gate_channels} channels do not fit into a stream with {main.gate_channels}: take one architecture for both, or connection="none"')
+            raise ModelError(f'gates of {inject.gate_channels} channels do not fit into a stream with {main.gate_channels}: '
+                             'take one architecture for both, or connection="none"')
         self.main, self.inject, self.connection, self.num_classes = main, inject, connection, main.num_classes
 
     @property
@@ -361,7 +374,9 @@ class TwoStream(nn.Module):
     )->tuple[Tensor, Tensor]: # logits [B, K] of main (gated) and of inject
         x_inject = x_main if x_inject is None else x_inject
         linked = self.connection != 'none'
-        if linked and x_main.shape != x_inject.shape: raise ModelError(f'connected streams need clips of one shape, got {list(x_main.shape)} and {list(x_inject.shape)}')
+        if linked and x_main.shape != x_inject.shape:
+            raise ModelError(f'connected streams need clips of one shape, got {list(x_main.shape)} and '
+                             f'{list(x_inject.shape)}')
         injected, gates = self.inject.forward_maps(x_inject)
         features, _ = self.main.forward_maps(x_main, gates if linked else None, self.connection)
         return self.main.forward_head(features), self.inject.forward_head(injected)
@@ -388,10 +403,13 @@ def build(
     if not isinstance(hparams, dict): raise ModelError(f'a model description is a dict with a "class", got {type(hparams).__name__}')
     known, args = _model_classes(), dict(hparams)
     name = args.pop('class', None)
-    if name not in known: raise ModelError(f'unknown model class {name!r}: expected one of {", ".join(known)}; import the module that defines it')
+    if name not in known:
+        raise ModelError(f'unknown model class {name!r}: expected one of {", ".join(known)}; '
+                         'import the module that defines it')
     args = {k: build(v) if isinstance(v, dict) else v for k, v in args.items()}
     try: return known[name](**args)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as e: raise ModelError(f'{name} cannot be built from {json.dumps(hparams)[:150]}: {str(e).splitlines()[0]}') from e
+    except (TypeError, ValueError, AttributeError, RuntimeError) as e:
+        raise ModelError(f'{name} cannot be built from {json.dumps(hparams)[:150]}: {str(e).splitlines()[0]}') from e
 
 # %% ../nbs/02_models.ipynb #f91f6aac
 def save_model(

@@ -21,18 +21,25 @@ from .losses import LossError, _REDUCE, _full, _positive, _same_shape
 def _ready(s:Tensor, t:Tensor, least:int=1, same:bool=True)->list[Tensor]:
     "Student and detached teacher in full precision; `LossError` when they do not fit, are too few, or are not finite"
     if same: _same_shape(s, t)
-    elif s.shape[:1] != t.shape[:1]: raise LossError(f'student {list(s.shape)} and teacher {list(t.shape)} must have the same number of clips')
-    if len(s) < least: raise LossError(f'a batch of {len(s)}: this loss compares clips with each other and needs at least {least}; raise the batch size')
+    elif s.shape[:1] != t.shape[:1]:
+        raise LossError(f'student {list(s.shape)} and teacher {list(t.shape)} must have the same number of clips')
+    if len(s) < least:
+        raise LossError(f'a batch of {len(s)}: this loss compares clips with each other and needs at least {least}; '
+                        'raise the batch size')
     _finite(student=s, teacher=t)
     return _full(s, t.detach())
 
 def _finite(**xs:Tensor):
     for name, x in xs.items():
-        if not (ok := x.isfinite()).all(): raise LossError(f'{int((~ok).sum())} of {x.numel()} numbers of the {name} are nan or infinite; look for the step where they appear, or lower the learning rate')
+        if not (ok := x.isfinite()).all():
+            raise LossError(f'{int((~ok).sum())} of {x.numel()} numbers of the {name} are nan or infinite; '
+                            'look for the step where they appear, or lower the learning rate')
 
 def _vectors(*fs:Tensor):
     for f in fs:
-        if f.ndim != 2: raise LossError(f'expected one vector per clip [B, D], got {list(f.shape)}; average the map over time and space first')
+        if f.ndim != 2:
+            raise LossError(f'expected one vector per clip [B, D], got {list(f.shape)}; '
+                            'average the map over time and space first')
 
 # %% ../nbs/02d_more_losses.ipynb #9cd90c1d
 def _kl(p:Tensor, q:Tensor)->Tensor: return (q.exp()*(q - p)).sum(1).mean() # of log-probabilities, mean over clips
@@ -55,7 +62,9 @@ def dkd_loss(
     "Decoupled KD (Zhao et al. 2022, eq. 7; megvii-research/mdistiller:distillers/DKD.py); `LossError` on shape, tau or K < 3"
     _positive(tau=tau)
     s, t = _ready(s, t)
-    if s.ndim != 2 or s.shape[1] < 3: raise LossError(f'logits {list(s.shape)}: decoupled KD needs at least 3 classes, with 2 there is nothing beside the target')
+    if s.ndim != 2 or s.shape[1] < 3:
+        raise LossError(f'logits {list(s.shape)}: decoupled KD needs at least 3 classes, '
+                        'with 2 there is nothing beside the target')
     y, s, t = _labelled(y, s, t)
     if not len(y): return dict.fromkeys(('total', 'tckd', 'nckd'), s.sum())
     hit = F.one_hot(y, s.shape[1]).bool()
@@ -124,7 +133,8 @@ def match_size(
     b:Tensor, # as many axes; channels may differ
 )->tuple[Tensor, Tensor]: # both with the smaller extent along each of time, height and width
     "Average two maps down to a common size; `LossError` when one has time and the other not"
-    if a.ndim != b.ndim or not 3 <= a.ndim <= 5: raise LossError(f'maps {list(a.shape)} and {list(b.shape)}: expected the same axes, [B, C, T, h, w]')
+    if a.ndim != b.ndim or not 3 <= a.ndim <= 5:
+        raise LossError(f'maps {list(a.shape)} and {list(b.shape)}: expected the same axes, [B, C, T, h, w]')
     size = [min(n, m) for n, m in zip(a.shape[2:], b.shape[2:])]
     pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(size)]
     return tuple(x if list(x.shape[2:]) == size else pool(x, size) for x in (a, b))
@@ -243,7 +253,8 @@ def crd_loss(
     n:int, # clips in the memory
 )->Tensor: # scalar >= 0, nats, sum over the negatives, mean over clips; one direction
     "Noise-contrastive loss -log h(positive) - sum log(1 - h(negative)), h(e) = e/(e + N/n) (Tian et al. 2020; HobbitLong/RepDistiller:crd/criterion.py)"
-    if positive.ndim != 1 or negative.shape[:1] != positive.shape or negative.ndim != 2 or not negative.shape[1]: raise LossError(f'expected scores [B] and [B, N], got {list(positive.shape)} and {list(negative.shape)}')
+    if positive.ndim != 1 or negative.shape[:1] != positive.shape or negative.ndim != 2 or not negative.shape[1]:
+        raise LossError(f'expected scores [B] and [B, N], got {list(positive.shape)} and {list(negative.shape)}')
     _finite(positive=positive, negative=negative)
     noise = negative.shape[1]/n
     return torch.log1p(noise/positive).mean() + torch.log1p(negative/noise).sum(1).mean()
@@ -288,7 +299,8 @@ def dmcl_loss(
 )->dict[str, Tensor]: # 'total', and unweighted 'ce', 'soft' (sums over streams, means over clips), 'winners' [labelled clips]
     "Distillation multiple choice learning (Garcia et al. 2021, released code); the winner's scores are constants; `LossError` on shape or tau"
     _positive(tau=tau)
-    if len(z) < 2 or z[0].ndim != 2 or any(other.shape != z[0].shape for other in z): raise LossError(f'expected logits [B, K] of two or more streams, got {[list(o.shape) for o in z]}')
+    if len(z) < 2 or z[0].ndim != 2 or any(other.shape != z[0].shape for other in z):
+        raise LossError(f'expected logits [B, K] of two or more streams, got {[list(o.shape) for o in z]}')
     y, *z = _labelled(y, *_full(*z))
     z, clips = torch.stack(z), max(len(y), 1)
     _finite(**{f'stream {m}': x for m, x in enumerate(z)})

@@ -36,7 +36,8 @@ def _misfit(a:FeatureMaps, b:FeatureMaps, same_clip:bool=False)->str:
     for n in shared:
         r, s = a.layers[n][0], b.layers[n][0]
         if len(r) != len(s): return f'has {len(s)} channels at {n!r} instead of {len(r)}: another architecture'
-        if same_clip and r is not s and not np.array_equal(r, s): return f'was compared with other real maps at {n!r} (shape {list(s.shape)}): another teacher, crop or time'
+        if same_clip and r is not s and not np.array_equal(r, s):
+            return f'was compared with other real maps at {n!r} (shape {list(s.shape)}): another teacher, crop or time'
     return ''
 
 # %% ../nbs/04g_page.ipynb #387e46b0
@@ -68,7 +69,9 @@ class _Clips:
         "The students that can be shown for a clip and layer, and why others cannot; `ModelError` when none can"
         item, why = self[i], self.items.problems.get(i, '') if self.is_lazy else ''
         have = {n: m for n, m in item.items() if layer in m.layers}
-        if not have: raise ModelError(f'clip {self.heads[i][0]!r} has no layer {layer!r}: choose one of {", ".join(dict.fromkeys(k for m in item.values() for k in m.layers))}')
+        if not have:
+            raise ModelError(f'clip {self.heads[i][0]!r} has no layer {layer!r}: choose one of '
+                             f'{", ".join(dict.fromkeys(k for m in item.values() for k in m.layers))}')
         grid = next(iter(have.values())).layers[layer][0].shape
         fit = {n: m for n, m in have.items() if m.layers[layer][0].shape == grid}
         out = [why] + [f'{n} left out: it {f"has no layer {layer!r}" if n not in have else f"works on another grid than {next(iter(fit))} at {layer!r}"}' for n in item if n not in fit]
@@ -76,16 +79,23 @@ class _Clips:
 
 def _together(maps)->tuple[list[dict], list[str], list[str], str]:
     "Clips by student, names, layers they share, and what was left out"
-    by = {str(k): [v] if isinstance(v, (FeatureMaps, str)) or not isinstance(v, Iterable) else list(v) for k, v in (maps if isinstance(maps, Mapping) else {'student': maps}).items()}
-    if not by or not all(by.values()): raise ModelError('no clips to inspect: pass at least one FeatureMaps, e.g. those of compute_maps(...)')
-    if strange := [c for v in by.values() for c in v if not isinstance(c, FeatureMaps)]: raise ModelError(f'{type(strange[0]).__name__} is not FeatureMaps: make them with compute_maps(...) or clip_maps(...), those of a run with run_maps(folder)')
+    by = {str(k): [v] if isinstance(v, (FeatureMaps, str)) or not isinstance(v, Iterable) else list(v)
+          for k, v in (maps if isinstance(maps, Mapping) else {'student': maps}).items()}
+    if not by or not all(by.values()):
+        raise ModelError('no clips to inspect: pass at least one FeatureMaps, e.g. those of compute_maps(...)')
+    if strange := [c for v in by.values() for c in v if not isinstance(c, FeatureMaps)]:
+        raise ModelError(f'{type(strange[0]).__name__} is not FeatureMaps: make them with compute_maps(...) or '
+                         'clip_maps(...), those of a run with run_maps(folder)')
     (name, clips), *others = by.items()
     out, a = [], clips[0]
     for c in clips:
         if why := _misfit(a, c): out.append(f'clip {c.clip_id!r} {why}')
-        elif others and (lacking := [n for n, v in others if c.clip_id not in {o.clip_id for o in v}]): out.append(f'clip {c.clip_id!r} is missing from {", ".join(lacking)}')
+        elif others and (lacking := [n for n, v in others if c.clip_id not in {o.clip_id for o in v}]):
+            out.append(f'clip {c.clip_id!r} is missing from {", ".join(lacking)}')
     items = [{name: c} for c in clips if not _misfit(a, c) and all(c.clip_id in {o.clip_id for o in v} for _, v in others)]
-    if not items: raise ModelError(f'{name} and {" and ".join(n for n, _ in others)} have no clip in common: compute the maps of the same clips with every student')
+    if not items:
+        raise ModelError(f'{name} and {" and ".join(n for n, _ in others)} have no clip in common: '
+                         'compute the maps of the same clips with every student')
     for n, v in others:
         find = {o.clip_id: o for o in v}
         if why := next((w for i in items if (w := _misfit(i[name], find[i[name].clip_id], True))), ''): out.append(f'student {n!r} {why}'); continue
@@ -126,7 +136,9 @@ def _code(s:np.ndarray, ranges:dict)->np.ndarray:
     shape = (-1, 1, 1, 1)
     return ((s - ranges['lo'].astype(np.float32).reshape(shape)) / ranges['step'].astype(np.float32).reshape(shape)).round().clip(0, 255).astype(np.uint8)
 
-def _about(ranges:dict)->dict: return {'lo': _rounded(ranges['lo'], 6), 'step': _rounded(ranges['step'], 9), 'diff': _rounded(ranges['diff'], 6), 'whole': _rounded(ranges['whole'], 6)}
+def _about(ranges:dict)->dict:
+    return {'lo': _rounded(ranges['lo'], 6), 'step': _rounded(ranges['step'], 9), 'diff': _rounded(ranges['diff'], 6),
+            'whole': _rounded(ranges['whole'], 6)}
 
 # %% ../nbs/04g_page.ipynb #cd8d1df1
 def _correlations(item:Mapping[str, FeatureMaps], layer:str)->list[np.ndarray]:
@@ -164,7 +176,8 @@ def _pictures(frames:np.ndarray, budget:float)->list[str]:
 def _cameras(item:Mapping[str, FeatureMaps], near:float, far:float, budget:float)->tuple[dict, np.ndarray|None]:
     "Texts and pictures of one clip, and its depth in 8 bits (None where the privileged signal is a picture)"
     c = next(iter(item.values())); H, W = c.depth.shape[1:3]
-    out = {'id': c.clip_id, 'action': c.action, 'prediction': {n: m.prediction for n, m in item.items()}, 'T': len(c), 'H': c.rgb.shape[1], 'W': c.rgb.shape[2], 'rgb': _pictures(c.rgb, budget)}
+    out = {'id': c.clip_id, 'action': c.action, 'prediction': {n: m.prediction for n, m in item.items()}, 'T': len(c),
+           'H': c.rgb.shape[1], 'W': c.rgb.shape[2], 'rgb': _pictures(c.rgb, budget)}
     if c.depth.ndim == 4: return out | {'depth': {'H': H, 'W': W, 'frames': _pictures(c.depth, budget)}}, None
     k = max(1, -(-max(H, W) // 128))                                        # depth is shown at 128 px or less, nearest neighbour
     d = c.depth[:, ::k, ::k].astype(np.float32)
@@ -200,14 +213,18 @@ def _pack_layer(items:Sequence[dict], layer:str, channels:int)->tuple[dict, list
     for i, c, s in zip(items, firsts, stacks):
         rs, w = _correlations(i, layer), c.weights.get(layer)
         medians = _medians(rs)
-        numbers.append(_stats(s, len(c), [r[keep] for r in rs]) | {'median': _rounded(medians), 'advice': _advice(i, layer, medians), 'weight': None if w is None else _rounded([0, *w[keep]]), 'weightOf': c.weights_of})
+        numbers.append(_stats(s, len(c), [r[keep] for r in rs]) | {'median': _rounded(medians),
+                                                                   'advice': _advice(i, layer, medians),
+                                                                   'weight': None if w is None else _rounded([0, *w[keep]]),
+                                                                   'weightOf': c.weights_of})
     return {'name': layer, 'total': len(energy), 'channels': [MEAN, *keep.tolist()]}, stacks, numbers
 
 def _encode(about:dict, stacks:list, numbers:list, pool:int)->tuple[dict, list[dict]]:
     "The same in 8 bits per value"
     small = stacks if pool == 1 else [_pool(s, pool) for s in stacks]
     ranges = _ranges(small)
-    return about | {'pool': pool} | _about(ranges), [n | {'shape': list(s.shape[1:]), 'data': _deflate(_code(s, ranges))} for n, s in zip(numbers, small)]
+    return about | {'pool': pool} | _about(ranges), [n | {'shape': list(s.shape[1:]), 'data': _deflate(_code(s, ranges))}
+                                                     for n, s in zip(numbers, small)]
 
 # %% ../nbs/04g_page.ipynb #f5432807
 def pack(
@@ -216,21 +233,27 @@ def pack(
     max_mb:float=5., # size of the file, MB (10^6 bytes)
 )->dict: # JSON-able: everything the page shows
     "Everything the page needs, small enough; `ModelError` when no reduction can make it fit"
-    if isinstance(maps, LazyMaps): maps = {n: [item[n] for item in every] for every in [list(maps)] for n in maps.names if all(n in item for item in every)}
+    if isinstance(maps, LazyMaps):
+        maps = {n: [item[n] for item in every] for every in [list(maps)]
+                for n in maps.names if all(n in item for item in every)}
     clips = _Clips(maps); head = _head(clips)
     items = [clips[i] for i in range(len(clips))]
     near, far = depth_range([next(iter(i.values())) for i in items]) if head['scalar'] else (0, 1)
     budget = max_mb * 1e6 - 75_000                                          # the page itself
-    cameras = [c | {'depth': c['depth'] | ({} if d is None else {'data': _deflate(d)})} for c, d in (_cameras(i, near, far, budget / 5 / len(items)) for i in items)]
+    cameras = [c | {'depth': c['depth'] | ({} if d is None else {'data': _deflate(d)})}
+               for c, d in (_cameras(i, near, far, budget / 5 / len(items)) for i in items)]
     full = {n: _pack_layer(items, n, channels) for n in clips.layers}
     packed = {n: _encode(*full[n], pool=1) for n in clips.layers}
     size = lambda n: sum(len(_json(p)) for p in packed[n])
     cells = lambda n: min(packed[n][1][0]['shape'][2:])
     while sum(map(size, packed)) + len(_json(cameras)) > budget:
         big = max(packed, key=lambda n: (cells(n) > 3, size(n)))
-        if cells(big) <= 3: raise ModelError(f'{len(items)} clips with {channels} channels do not fit into {max_mb:g} MB: pass fewer clips, fewer channels, or a larger max_mb')
+        if cells(big) <= 3:
+            raise ModelError(f'{len(items)} clips with {channels} channels do not fit into {max_mb:g} MB: pass fewer clips, '
+                             'fewer channels, or a larger max_mb')
         packed[big] = _encode(*full[big], pool=2*packed[big][0]['pool'])
-    return head | {'near': near, 'far': far, 'layers': [packed[n][0] for n in clips.layers], 'clips': [c | {'maps': [packed[n][1][i] for n in clips.layers]} for i, c in enumerate(cameras)]}
+    return head | {'near': near, 'far': far, 'layers': [packed[n][0] for n in clips.layers],
+                   'clips': [c | {'maps': [packed[n][1][i] for n in clips.layers]} for i, c in enumerate(cameras)]}
 
 # %% ../nbs/04g_page.ipynb #7fcffd5a
 def _static(name:str)->str: return (resources.files('moddist')/'static'/name).read_text(encoding='utf-8')

@@ -43,7 +43,8 @@ def panel_figure(
     if not len(log): raise DataError('no epoch has been trained yet, so there is nothing to draw')
     panels, cols = _panels(log), 4
     rows, top = -(-len(panels)//cols), 1 if maps else 0
-    titles = [*([maps['student'], f'real ({maps["teacher"]})', 'hallucinated', 'hallucinated \N{MINUS SIGN} real'] if maps else []), *panels]
+    titles = [*([maps['student'], f'real ({maps["teacher"]})', 'hallucinated', 'hallucinated \N{MINUS SIGN} real'] if maps else []),
+              *panels]
     fig = make_subplots(rows + top, cols, subplot_titles=titles, row_heights=[1.25]*top + [1.]*rows,
                         horizontal_spacing=.07, vertical_spacing=min(.4, 84/(210*(rows + top) + 1)))
     if maps: _draw_maps(fig, maps, len(log) - 1)
@@ -117,7 +118,8 @@ class TrainingPanel(Callback):
         channel:int=MEAN, # channel number, -1 = mean over channels
         file=None, # terminal: where the bar is written; None = standard error
     ):
-        if where not in ('auto', 'notebook', 'terminal', 'off'): raise ModelError(f'where={where!r}: expected auto, notebook, terminal or off')
+        if where not in ('auto', 'notebook', 'terminal', 'off'):
+            raise ModelError(f'where={where!r}: expected auto, notebook, terminal or off')
         self.where, self.clip, self.tap, self.channel, self.file = where, clip, tap, channel, file
         self.history, self.maps, self.steps = [], None, {} # steps: name -> (history, maps)
         self._fit_name, self._within, self._bar, self._said, self._live = '', None, None, None, None
@@ -273,7 +275,8 @@ def _redraw(self:TrainingPanel, fig, last):
     from IPython.display import display
     if not last and self._live is not None and len(self._live.data) == len(fig.data):
         with self._live.batch_update():
-            for old, new in zip(self._live.data, fig.data): old.update({k: v for k, v in new.to_plotly_json().items() if k not in ('type', 'uid')})
+            for old, new in zip(self._live.data, fig.data):
+                old.update({k: v for k, v in new.to_plotly_json().items() if k not in ('type', 'uid')})
             self._live.layout.update(fig.layout.to_plotly_json())
         return
     self._live = None if last else go.FigureWidget(fig)

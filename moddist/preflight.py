@@ -33,7 +33,8 @@ class Look:
     features:np.ndarray # [N, F], the input of the last linear layer
 
     def __post_init__(self):
-        if self.features.ndim != 2 or len(self.features) != len(self.predictions): raise DataError(f'features {list(self.features.shape)} for {len(self.predictions)} clips: expected [N, F]')
+        if self.features.ndim != 2 or len(self.features) != len(self.predictions):
+            raise DataError(f'features {list(self.features.shape)} for {len(self.predictions)} clips: expected [N, F]')
         if not np.isfinite(self.features).all(): raise DataError('features are not finite; the model has diverged or its input is damaged')
 
     @property
@@ -156,7 +157,8 @@ def _explained(x, z, fold, strength=.1):
 
 def _share(S, T, groups, k, seed):
     z = T.predictions.logits.double().numpy()
-    return float(np.clip(_explained(S.features.astype(float), z - z.mean(1, keepdims=True), _folds(len(z), groups, k, rng('folds', seed))), 0, 1))
+    return float(np.clip(_explained(S.features.astype(float), z - z.mean(1, keepdims=True),
+                                    _folds(len(z), groups, k, rng('folds', seed))), 0, 1))
 
 # %% ../nbs/05e_preflight.ipynb #68dc9fa6
 def _bootstrap(values, groups, n_boot, seed):
@@ -180,7 +182,8 @@ def _teacher_ece(p, seed):
 def _same_clips(a, b, what):
     "Refuse predictions that are not of the same clips in the same order"
     if len(a) != len(b) or not torch.equal(a.labels, b.labels) or (a.clip_ids and b.clip_ids and a.clip_ids != b.clip_ids):
-        raise DataError(f'{what} has {len(b)} clips, the student {len(a)}, or their order differs: predict the same loader without shuffling')
+        raise DataError(f'{what} has {len(b)} clips, the student {len(a)}, or their order differs: '
+                        'predict the same loader without shuffling')
 
 def _mix(*ps): return (torch.stack([p.logits for p in ps]).mean(0).argmax(1) == ps[0].labels).numpy()
 
@@ -188,7 +191,9 @@ def _by_class(rights, labels, classes):
     "Accuracy of each class, and what fusion adds to the baseline with the standard error of the paired difference"
     t = pd.DataFrame(rights).assign(label=labels)
     t['gain'] = t.fused*1. - t.baseline
-    c = t.groupby('label').agg(n=('gain', 'size'), student=('student', 'mean'), teacher=('teacher', 'mean'), fused=('fused', 'mean'), gain=('gain', 'mean'), se=('gain', lambda g: g.std(ddof=0)/math.sqrt(len(g))))
+    c = t.groupby('label').agg(n=('gain', 'size'), student=('student', 'mean'), teacher=('teacher', 'mean'),
+                               fused=('fused', 'mean'), gain=('gain', 'mean'),
+                               se=('gain', lambda g: g.std(ddof=0)/math.sqrt(len(g))))
     c.insert(0, 'class', [classes[k] if classes is not None else str(k) for k in c.index])
     return c.sort_values('gain', ascending=False, kind='stable').reset_index(drop=True)
 
@@ -281,8 +286,11 @@ def preflight(
     "Will a hallucination of the teacher's signal help this student? `DataError` when the clips are not the same, or too few"
     _same_clips(student.predictions, teacher.predictions, 'the teacher')
     if peer: _same_clips(student.predictions, peer, 'the peer')
-    if len(student.predictions) < 20: raise DataError(f'{len(student.predictions)} held-out clips: a preflight needs 20 or more, better some hundred')
-    if groups is not None and (len(groups) != len(student.predictions) or len(set(groups)) < 2): raise DataError(f'{len(groups)} group names of {len(set(groups))} groups for {len(student.predictions)} clips: expected one per clip, two groups or more')
+    if len(student.predictions) < 20:
+        raise DataError(f'{len(student.predictions)} held-out clips: a preflight needs 20 or more, better some hundred')
+    if groups is not None and (len(groups) != len(student.predictions) or len(set(groups)) < 2):
+        raise DataError(f'{len(groups)} group names of {len(set(groups))} groups for {len(student.predictions)} clips: '
+                        'expected one per clip, two groups or more')
     rights, errors, v = _scores(student, teacher, peer, groups, dims, permutations, seed)
     better = rights['student'] if v['student'] > v['ensemble'] else rights['baseline']
     t, f = rights['teacher'], rights['fused']*1.
@@ -290,7 +298,8 @@ def preflight(
     v['predicted'] = max(v['headroom'], 0)*v['share']
     table = _by_class(rights, student.predictions.labels.numpy(), classes)
     verdict, case = _verdict(v, low, high, min_gain)
-    return Preflight(verdict, _reasons(v, low, high, min_gain, peer, table.iloc[0], case, pairs), v, (float(low[0]), float(high[0])), errors, table, len(rights['fused']), names, case, pairs)
+    return Preflight(verdict, _reasons(v, low, high, min_gain, peer, table.iloc[0], case, pairs), v,
+                     (float(low[0]), float(high[0])), errors, table, len(rights['fused']), names, case, pairs)
 
 # %% ../nbs/05e_preflight.ipynb #e003461e
 _C = dict(student=OKABE_ITO['blue'], teacher=OKABE_ITO['orange'], fused=OKABE_ITO['green'])
@@ -299,7 +308,10 @@ def _bars(p):
     "(label, accuracy in %, colour) of each bar"
     v = p.scores
     peer = [('two students', v['ensemble'], _C['student'])]*(v['ensemble'] != v['student'])
-    return [(k, 100*x, c) for k, x, c in (('student', v['student'], _C['student']), *peer, ('teacher', v['teacher'], _C['teacher']), ('both, averaged', v['fused'], _C['fused']), ('one is right', v['oracle'], '#bbb'))]
+    return [(k, 100*x, c) for k, x, c in (('student', v['student'], _C['student']), *peer,
+                                          ('teacher', v['teacher'], _C['teacher']),
+                                          ('both, averaged', v['fused'], _C['fused']),
+                                          ('one is right', v['oracle'], '#bbb'))]
 
 def _still(p):
     "matplotlib figure of a preflight"
@@ -327,15 +339,20 @@ def _plotly(p):
     "plotly figure of a preflight"
     from plotly.subplots import make_subplots
     c, (what, value, ink) = p.classes.iloc[:20][::-1], zip(*_bars(p))
-    fig = make_subplots(1, 3, column_widths=[.22, .33, .45], horizontal_spacing=.12, subplot_titles=['clips', 'accuracy, %', 'classes, accuracy, %'])
+    fig = make_subplots(1, 3, column_widths=[.22, .33, .45], horizontal_spacing=.12,
+                        subplot_titles=['clips', 'accuracy, %', 'classes, accuracy, %'])
     fig.add_heatmap(z=p.errors, x=['wrong', 'right'], y=['wrong', 'right'], text=p.errors, texttemplate='%{text}', colorscale='Blues', showscale=False, zmin=0, zmax=p.n,
                     hovertemplate=f'{p.names[0]} %{{y}}, {p.names[1]} %{{x}}: %{{z}} clips<extra></extra>', row=1, col=1)
     fig.add_bar(x=value, y=what, orientation='h', marker_color=ink, texttemplate='%{x:.0f}', showlegend=False,
                 hovertemplate='%{y}: %{x:.1f} %<extra></extra>', row=1, col=2)
     for k in ('teacher', 'student', 'fused'):
-        fig.add_scatter(x=100*c[k], y=c['class'], mode='markers', marker=dict(color=_C[k], size=9), name=k, customdata=c[['n']], hovertemplate=f'{k}: %{{x:.0f}} % of %{{customdata[0]}} clips<extra></extra>', row=1, col=3)
+        fig.add_scatter(x=100*c[k], y=c['class'], mode='markers', marker=dict(color=_C[k], size=9), name=k,
+                        customdata=c[['n']], hovertemplate=f'{k}: %{{x:.0f}} % of %{{customdata[0]}} clips<extra></extra>',
+                        row=1, col=3)
     fig.update_xaxes(title=p.names[1], row=1, col=1); fig.update_yaxes(title=p.names[0], row=1, col=1); fig.update_yaxes(autorange='reversed', row=1, col=2)
-    return fig.update_layout(template='plotly_white', height=max(320, 22*len(c) + 160), title=f'{p.verdict}: predicted gain {_points(p.scores["predicted"])} points', legend=dict(orientation='h', x=.6, y=-.15))
+    return fig.update_layout(template='plotly_white', height=max(320, 22*len(c) + 160),
+                             title=f'{p.verdict}: predicted gain {_points(p.scores["predicted"])} points',
+                             legend=dict(orientation='h', x=.6, y=-.15))
 
 # %% ../nbs/05e_preflight.ipynb #323eda99
 def preflight_run(
@@ -348,7 +365,9 @@ def preflight_run(
 )->Preflight:
     "Preflight of a run; groups are the subjects where the index knows them. `DataError` for the test split, or when a step is missing"
     out = Path(out)
-    if split in ('test', 'train'): raise DataError(f'split={split!r}: decide on held-out clips that are neither trained on nor tested on, e.g. split="valid"')
+    if split in ('test', 'train'):
+        raise DataError(f'split={split!r}: decide on held-out clips that are neither trained on nor tested on, '
+                        'e.g. split="valid"')
     df = open_index(out) if df is None else df
     c, t = reading(out), privileged(out)
     held, names = df[df.split == split], (signal(c.student).key, signal(t).key)

@@ -181,7 +181,8 @@ def _weigh(c, m, dls, keep):
         found = held_out_weights(e, dls.valid, gamma=c.gamma, temperatures=t)
         keep.update(weights=found.weights, losses=found.losses, n=found.n)
     e = Ensemble(*streams, heads=_pairs(c), names=_keys(c), weights=keep.get('weights'), temperatures=t)
-    return EnsembleStream(_keys(c), e.weights.tolist(), e.temperatures.tolist(), _pairs(c), **{f'stream{i}': s for i, s in enumerate(streams)})
+    return EnsembleStream(_keys(c), e.weights.tolist(), e.temperatures.tolist(), _pairs(c),
+                          **{f'stream{i}': s for i, s in enumerate(streams)})
 
 # %% ../nbs/03g_radevski.ipynb #eefca0f5
 def _right(c, model, dls):
@@ -194,7 +195,8 @@ def _right(c, model, dls):
 def _check_ensemble(c, keep, model, records, df):
     "Weights that do not sum to one; an ensemble clearly worse than its best member"
     found, n = [], int((df.split == 'valid').sum())
-    if ((model.ensemble.weights.sum(0) - 1).abs() > 1e-5).any(): found.append(f'weights {model.ensemble.weights.tolist()} do not sum to one')
+    if ((model.ensemble.weights.sum(0) - 1).abs() > 1e-5).any():
+        found.append(f'weights {model.ensemble.weights.tolist()} do not sum to one')
     if n:
         one = {k: _right(c, s, loaders(c, df, (t,))) for k, t, s in zip(_keys(c), c.teachers, model.ensemble.streams)}
         both = _right(c, model, loaders(c, df, c.teachers))
@@ -216,7 +218,8 @@ class Bfloat16(MixedPrecision):
     "Forward passes in bfloat16 where that is safe, on any device; events as `MixedPrecision`"
     def before_fit(self):
         kind = self.dls.device.type
-        if kind == 'cuda' and not torch.cuda.is_bf16_supported(): raise ModelError('precision = bf16: this GPU has no bfloat16; use fp16 or fp32')
+        if kind == 'cuda' and not torch.cuda.is_bf16_supported():
+            raise ModelError('precision = bf16: this GPU has no bfloat16; use fp16 or fp32')
         self.autocast, self.learn.scaler, self.scales = autocast(kind, torch.bfloat16), GradScaler(kind, enabled=False), []
 
 # %% ../nbs/03g_radevski.ipynb #517a81d9
@@ -255,7 +258,8 @@ class Shards(Callback):
         trainer = getattr(self.learn, 'distributed_trainer', None)
         if trainer is None: return
         if any(dl.on_error == 'skip' for dl in self.dls):
-            raise ModelError('on_error="skip" in several processes: one that skips a clip would wait for ever; drop the damaged clips from the index')
+            raise ModelError('on_error="skip" in several processes: one that skips a clip would wait for ever; '
+                             'drop the damaged clips from the index')
         if self.dls.device.type == 'cpu': trainer.sync_bn = False
         trainer._wrap_dl = lambda dl: dl if isinstance(dl, ShardedDL) else ShardedDL(dl)
 
@@ -268,7 +272,8 @@ def economy(
     how = c.precision or settings().precision
     if how == 'fp16' and device.type != 'cuda':
         raise ModelError(f'precision = fp16 on {device.type}: it needs a CUDA GPU; set precision = bf16 or fp32')
-    return [Shards(), *([Accumulate(c.accumulate)] if c.accumulate > 1 else []), *dict(fp32=[], fp16=[MixedPrecision()], bf16=[Bfloat16()])[how]]
+    return [Shards(), *([Accumulate(c.accumulate)] if c.accumulate > 1 else []),
+            *dict(fp32=[], fp16=[MixedPrecision()], bf16=[Bfloat16()])[how]]
 
 # %% ../nbs/03g_radevski.ipynb #d2b32b47
 class OneSignal(Callback):
@@ -303,7 +308,8 @@ def _learner(c, dls, model, cbs=()):
     if c.heads:
         from moddist.tasks import head_metrics
         more = dict(metrics=head_metrics(c.heads))
-    return learner(dls, model, lr=c.lr, wd=c.wd, cbs=[*cbs, *economy(c, dls.device)], loss=ground_truth(_pairs(c), c.action_weights), **more)
+    return learner(dls, model, lr=c.lr, wd=c.wd, cbs=[*cbs, *economy(c, dls.device)],
+                   loss=ground_truth(_pairs(c), c.action_weights), **more)
 
 def _fit(c, learn, epochs): return fit(learn, epochs, c.warmup, decay='linear', clip=c.clip)
 
@@ -324,7 +330,8 @@ def _taught(c, dls, teacher, inputs, cache):
     "A fresh student that listens to an ensemble, or to what it is known to say"
     if c.cached: (teacher, dls), inputs = _asked(c, dls, teacher, inputs, cache), ()
     term = kd_term(c.lambda_kd, c.tau, _pairs(c), c.action_weights)
-    return _learner(c, dls, _fresh(c, dls), [DistillCallback(teacher, [term], hard=c.lambda_gt, student=(signal(c.student).key,), inputs=inputs)])
+    return _learner(c, dls, _fresh(c, dls),
+                    [DistillCallback(teacher, [term], hard=c.lambda_gt, student=(signal(c.student).key,), inputs=inputs)])
 
 def _student(c, cache, m, dls):
     e = m['ensemble'].ensemble
@@ -374,7 +381,8 @@ def radevski2023(
     names, total = [f'{k}-teacher' for k in _keys(c)], len(c.teachers)*c.epochs + c.student_epochs
     alone, train = lambda m, d: _learner(c, d, _fresh(c, d)), partial(_fit, c)
     own = lambda m, d: _taught(c, d, Ensemble(m[f'{key}-teacher'], heads=_pairs(c), names=[key]), [key], cache)
-    if c.own_teacher and S not in c.teachers: raise ModelError(f'own_teacher=True, but {S!r} is not among the teachers {", ".join(c.teachers)}')
+    if c.own_teacher and S not in c.teachers:
+        raise ModelError(f'own_teacher=True, but {S!r} is not among the teachers {", ".join(c.teachers)}')
     def taught(name, build, needs):
         keep = dict(role='student') if name == 'student' else {}
         return Step(name, 3, both, (S,), c.student_epochs, build, needs, fit=train, checks=partial(_check_student, name), keep=keep)

@@ -83,7 +83,8 @@ def _mean(a, b): return lambda m: TwoStream(copy.deepcopy(m[a]), copy.deepcopy(m
 def _ensemble(s, alone, one, both, epochs, needs=(), loaders=None):
     "Two streams of one signal, each trained alone, and the mean of their logits"
     two = f'{one}-2'
-    return [*(Step(n, 0, (s,), (s,), epochs, alone, needs, loaders) for n in (one, two)), Step(both, 0, (s,), (s,), 0, _mean(one, two), (one, two))]
+    return [*(Step(n, 0, (s,), (s,), epochs, alone, needs, loaders) for n in (one, two)),
+            Step(both, 0, (s,), (s,), 0, _mean(one, two), (one, two))]
 
 def _key(spec): return str(spec).partition(':')[0]
 def _both(c): return f'{_key(c.student)}+{_key(c.teacher)}'
@@ -105,7 +106,8 @@ def garcia2018(
     c:Garcia2018=Garcia2018(), # settings
 )->list[Step]: # in order
     "The steps of Garcia et al. 2018 with the baselines a reader will ask for"
-    if not (c.hard or c.soft or c.features): raise ModelError('hard, soft and features are all 0: step 3 would learn nothing; leave one of them')
+    if not (c.hard or c.soft or c.features):
+        raise ModelError('hard, soft and features are all 0: step 3 would learn nothing; leave one of them')
     s, t, plain = c.student, c.teacher, c
     c = replace(c, student=_key(s), teacher=_key(t))
     S, D, both, E = c.student, c.teacher, _both(c), c.epochs

@@ -214,7 +214,8 @@ def _reliability_section(preds):
         return {'model': name, 'clips': r.n, 'accuracy, %': _percent(r.top1), 'mean confidence, %': _percent(r.confidence),
                 'ECE, %': _percent(r.ece), 'ECE by luck alone, %': _percent(r.floor), 'Brier (0 to 2)': f'{r.brier:.3f}', 'NLL, nats': f'{r.nll:.3f}'}
     table = pd.DataFrame([line(*pair) for pair in zip(preds, calibration_table(preds).itertuples(index=False))])
-    return _section('reliability', 'Does it know when it is wrong?', figure_block(look(fig, height=460), 330*len(preds)) + _html(table), _LUCK)
+    return _section('reliability', 'Does it know when it is wrong?',
+                    figure_block(look(fig, height=460), 330*len(preds)) + _html(table), _LUCK)
 
 _NOISE = 'When the sensor gets worse'
 
@@ -236,7 +237,9 @@ def _confusion_section(preds, student, against, classes):
 
 # %% ../nbs/05a_report.ipynb #eda0851b
 def _say(v): return f'{v:.4g}' if isinstance(v, float) else ', '.join(map(_say, v)) if isinstance(v, (list, tuple)) else str(v)
-def _facts(d): return '<dl>' + ''.join(f'<div><dt>{html.escape(k)}</dt><dd>{html.escape(_say(v))}</dd></div>' for k, v in d.items()) + '</dl>'
+def _facts(d):
+    return '<dl>' + ''.join(f'<div><dt>{html.escape(k)}</dt><dd>{html.escape(_say(v))}</dd></div>'
+                            for k, v in d.items()) + '</dl>'
 
 def _again_section(runs, found, records, command):
     "Provenance: everything that decides the numbers above"
@@ -245,7 +248,8 @@ def _again_section(runs, found, records, command):
                            'parameters': f'{r["params"]:,}', 'warnings': '; '.join(r.get('warnings') or []) or 'none'} for r in records])
     what = dict(command=command or 'moddist.report.write_report', runs=[r.name for r in runs], recipe=info['recipe'],
                 seeds=[f['seed'] for f in found], index=info['index'], **{f'data, {k}': v for k, v in (info.get('data') or {}).items()})
-    parts = {'Steps': _html(steps), 'Settings': _facts(info['settings']), 'Versions and machine of the test': _facts(found[0]['environment'])}
+    parts = {'Steps': _html(steps), 'Settings': _facts(info['settings']),
+             'Versions and machine of the test': _facts(found[0]['environment'])}
     return _section('again', 'How to get it again', _facts(what) + ''.join(f'<h3>{title}</h3>{body}' for title, body in parts.items()))
 
 # %% ../nbs/05a_report.ipynb #501b3839

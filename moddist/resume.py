@@ -96,7 +96,8 @@ def resume(self:EpochCheckpoint,
     learn.create_opt()
     try: learn.model.load_state_dict(state['model']); learn.opt.load_state_dict(state['opt'])
     except (RuntimeError, ValueError, KeyError) as e:
-        raise ModelError(f'{self.file}: does not fit this network or optimiser ({str(e).splitlines()[0]}); delete it to start anew') from None
+        raise ModelError(f'{self.file}: does not fit this network or optimiser ({str(e).splitlines()[0]}); '
+                         'delete it to start anew') from None
     self.history, self.start, self._pending = state['history'], meta['epoch'], state
     return self.start
 

@@ -206,7 +206,8 @@ def _train(step, c, df, models, show, folder):
     dls = step.loaders(df) if step.loaders else loaders(c, df, step.reads)
     learn, start = step.build(models, dls), time.perf_counter()
     state = resumable(learn, folder/'checkpoint.safetensors', step.name)
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs([*show(step, dls, state.start), *state.callbacks]): (step.fit or fit)(learn, step.epochs)
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs([*show(step, dls, state.start), *state.callbacks]):
+        (step.fit or fit)(learn, step.epochs)
     return learn.model.cpu().eval(), state.history, time.perf_counter() - start
 
 # %% ../nbs/03d_runs.ipynb #0d434fbc
@@ -300,7 +301,8 @@ def privileged(
     "The setting `teacher` of a run; `DataError` when its recipe has no single one"
     t = run_info(out)['settings'].get('teacher')
     if not isinstance(t, str):
-        raise DataError(f'{out}: the recipe {run_info(out)["recipe"]!r} has no single privileged signal; name the steps and the signal yourself')
+        raise DataError(f'{out}: the recipe {run_info(out)["recipe"]!r} has no single privileged signal; '
+                        'name the steps and the signal yourself')
     return t
 
 def open_index(

@@ -76,7 +76,9 @@ def record(
 )->Path: # the record
     "Note beside a finished file where it is from; adds its size, checksum and the versions at work. `DataError` unless there is exactly one file"
     files = [p for p in _files(dest, clip_id, key) if not p.name.startswith('.') and not p.name.endswith(_RECORD)]
-    if len(files) != 1: raise DataError(f'{_folder(dest, clip_id)}: {len(files)} files for {key!r}, expected exactly 1 before its record is written')
+    if len(files) != 1:
+        raise DataError(f'{_folder(dest, clip_id)}: {len(files)} files for {key!r}, '
+                        'expected exactly 1 before its record is written')
     known = dict(clip_id=str(clip_id), key=key, file=files[0].name, bytes=files[0].stat().st_size, sha256=_checksum(files[0]))
     versions = {p: version(p) for p in ('moddist', 'numpy', 'numcodecs', 'opencv-python-headless')}
     return write_json(clip_path(dest, clip_id, key, _RECORD), known | info | dict(versions=versions))
@@ -186,7 +188,8 @@ def _frames(row:dict, s:Signal, span:tuple[int, int], short_side:int|None)->np.n
     k = max(1, _PORTION//(size[0]*size[1]*s.modality.channels*np.dtype(s.modality.dtype).itemsize))
     bound = dict(bound=float(row['flow_bound'])) if has_value(row, 'flow_bound') else {}
     portions = (frame_positions(row, path, list(range(i, min(i + k, hi)))) for i in range(lo, hi, k))
-    return np.concatenate([resize_frames(read_frames(path, s.modality, p, **bound), _small(size, short_side), s.modality) for p in portions])
+    return np.concatenate([resize_frames(read_frames(path, s.modality, p, **bound), _small(size, short_side), s.modality)
+                           for p in portions])
 
 # %% ../nbs/01c_store.ipynb #b8b8e10c
 _FLOW_STEP = 1/64 # px per frame
@@ -266,7 +269,8 @@ def _info(row:dict, s:Signal, how:dict)->dict:
     "What a file depends on: its source and all that changes its content"
     cut = {k: row[k] if isinstance(row[k], str) else float(row[k]) for k in ('start', 'stop', 'numbers', 'flow_bound') if has_value(row, k)}
     look = dict(short_side=_side(s, how)) if s.modality.is_image else {}
-    if s.modality.key in ('rgb', 'ir'): look |= dict(pictures=how['pictures']) | (dict(quality=how['quality']) if how['pictures'] == 'jpeg' else {})
+    if s.modality.key in ('rgb', 'ir'):
+        look |= dict(pictures=how['pictures']) | (dict(quality=how['quality']) if how['pictures'] == 'jpeg' else {})
     if 'start' in cut or 'stop' in cut: look |= dict(reference=str(how['reference']))
     return dict(modality=s.modality.key, path=row[s.key], source=_source(row[s.key]), settings=cut | look)
 
@@ -317,7 +321,8 @@ def _check_request(df, signals, short_side, pictures, shard, on_error):
         if side is not None and (side < 2 or side % 2): raise DataError(f'short_side={side}: expected an even number of px, or None')
     folders = df.clip_id.map(lambda c: _folder('', c).name.lower()) # some file systems do not tell A from a
     if not folders.duplicated().any(): return
-    raise DataError(f'clip {df.clip_id[folders.duplicated()].iloc[0]} occurs twice in the index; clip_id must be unique, also in lower case')
+    raise DataError(f'clip {df.clip_id[folders.duplicated()].iloc[0]} occurs twice in the index; clip_id must be unique, '
+                    'also in lower case')
 
 # %% ../nbs/01c_store.ipynb #3861a3f9
 def _check_places(df, dest, signals, how)->set[str]: # the sources

@@ -109,7 +109,8 @@ def damage(
 )->Tensor: # the same shape; the very same tensor at level 0
     "Change one clip; `DataError` for an unknown kind or a level that does not fit"
     if kind not in KINDS: raise DataError(f'kind {kind!r}: expected one of {", ".join(KINDS)}')
-    if not math.isfinite(level) or level < 0 and kind not in ('noise', 'late'): raise DataError(f'level {level} of {kind}: expected 0 or more ({KINDS[kind].level})')
+    if not math.isfinite(level) or level < 0 and kind not in ('noise', 'late'):
+        raise DataError(f'level {level} of {kind}: expected 0 or more ({KINDS[kind].level})')
     return x if level == 0 else KINDS[kind].change(x, level, key, picture)
 
 # %% ../nbs/05d_stress.ipynb #2fd3c7b5
@@ -122,7 +123,9 @@ def _opened(dl):
     fs = list(getattr(pipe, 'fs', ()))
     inputs = next((f for f in fs if isinstance(f, ClipInputs)), None)
     if inputs is None: yield lambda x, change=None: x if change is None else change(x, False); return
-    if any(f.order > inputs.order for f in fs): raise DataError('the loader has batch transforms after ClipInputs; a stress test has to be the last that touches a clip, leave them out')
+    if any(f.order > inputs.order for f in fs):
+        raise DataError('the loader has batch transforms after ClipInputs; a stress test has to be the last that touches a '
+                        'clip, leave them out')
     pipe.fs = L(f for f in fs if f is not inputs)
     try: yield lambda x, change=None: _encoded(inputs, x, change)
     finally: pipe.fs = L(fs)
@@ -150,7 +153,8 @@ def _one_pass(models, dl, encode, conditions, reads, names):
         plain, unchanged, at = [encode(x) for x in xs], {}, at + len(y)
         labels.append(y.as_subclass(Tensor).cpu())
         for c, changes in enumerate(conditions):
-            mine = {i: encode(xs[i], lambda e, picture, f=f: torch.stack([f(x, k, picture) for x, k in zip(e, keys)])) for i, f in changes.items()}
+            mine = {i: encode(xs[i], lambda e, picture, f=f: torch.stack([f(x, k, picture) for x, k in zip(e, keys)]))
+                    for i, f in changes.items()}
             for name, model in models.items():
                 same = not set(changes) & set(reads[name])
                 z = unchanged.get(name) if same else None
@@ -179,8 +183,11 @@ def _answers(models, dl, conditions, reads):
 def _table(models, found, labels, names, columns):
     "One row per clip, model and condition"
     for z in found.values():
-        if not torch.isfinite(z).all(): raise DataError('a model answers with logits that are not finite; it has diverged or its input is damaged beyond what it can take')
-    rows = [pd.DataFrame(dict(model=m) | columns[c] | dict(clip_id=names, label=labels.numpy(), guess=z.argmax(1).numpy())) for (m, c), z in found.items()]
+        if not torch.isfinite(z).all():
+            raise DataError('a model answers with logits that are not finite; it has diverged or its input is damaged '
+                            'beyond what it can take')
+    rows = [pd.DataFrame(dict(model=m) | columns[c] | dict(clip_id=names, label=labels.numpy(), guess=z.argmax(1).numpy()))
+            for (m, c), z in found.items()]
     return pd.concat(rows, ignore_index=True).assign(right=lambda t: t.guess == t.label)
 
 # %% ../nbs/05d_stress.ipynb #404af525
@@ -195,7 +202,9 @@ def _reads(models, reads, keys):
     place = lambda name, k: k if isinstance(k, int) else keys.index(k) if k in keys else _absent(name, k, keys)
     return {m: tuple(place(m, k) for k in (reads or {}).get(m, keys or range(1))) for m in models}
 
-def _absent(name, key, keys): raise DataError(f'{name}: signal {key!r} is not in the loader; it holds {", ".join(keys) or "batches without names, give positions"}')
+def _absent(name, key, keys):
+    raise DataError(f'{name}: signal {key!r} is not in the loader; it holds '
+                    f'{", ".join(keys) or "batches without names, give positions"}')
 
 # %% ../nbs/05d_stress.ipynb #44888c13
 def stress(
@@ -245,7 +254,9 @@ def _cube(table, models):
     levels, clips, units = t.level.drop_duplicates().tolist(), t.clip_id.drop_duplicates(), t[unit].drop_duplicates()
     mean = t.groupby(['model', 'level', unit, 'clip_id'], sort=False, observed=True).right.mean()
     full = mean.reindex(pd.MultiIndex.from_product([models, levels, units, clips]))
-    if full.isna().any(): raise DataError(f'{int(full.isna().sum())} answers are missing: every {unit} must have every clip at every level; compare data sets one at a time')
+    if full.isna().any():
+        raise DataError(f'{int(full.isna().sum())} answers are missing: every {unit} must have every clip at every level; '
+                        'compare data sets one at a time')
     return full.to_numpy(np.float32).reshape(len(models), len(levels), len(units), len(clips)), levels
 
 def _resampled(cube, n_boot, seed):
@@ -266,7 +277,9 @@ def curve(
     for m in table.model.drop_duplicates():
         cube, levels = _cube(table, [m])
         lo, hi = np.quantile(_resampled(cube, n_boot, seed)[0], (.025, .975), axis=1)
-        out.append(pd.DataFrame(dict(model=m, kind=table.kind.iloc[0], signal=table.signal.iloc[0], level=levels, top1=cube[0].mean((1, 2)), lo=lo, hi=hi, clips=cube.shape[3], repetitions=cube.shape[2])))
+        out.append(pd.DataFrame(dict(model=m, kind=table.kind.iloc[0], signal=table.signal.iloc[0], level=levels,
+                                     top1=cube[0].mean((1, 2)), lo=lo, hi=hi, clips=cube.shape[3],
+                                     repetitions=cube.shape[2])))
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/05d_stress.ipynb #e4e21dca
@@ -363,13 +376,16 @@ def stress_figure(
         g = g.set_index('level').reindex(order).dropna(subset='top1')
         at = [order.index(v) for v in g.index]
         fill = 'rgba({},{},{},.18)'.format(*(int(colour[i:i + 2], 16) for i in (1, 3, 5)))
-        fig.add_scatter(x=at + at[::-1], y=[*(100*g.hi), *(100*g.lo)[::-1]], fill='toself', fillcolor=fill, line_width=0, hoverinfo='skip', legendgroup=m, showlegend=False)
+        fig.add_scatter(x=at + at[::-1], y=[*(100*g.hi), *(100*g.lo)[::-1]], fill='toself', fillcolor=fill, line_width=0,
+                        hoverinfo='skip', legendgroup=m, showlegend=False)
         fig.add_scatter(x=at, y=100*g.top1, mode='markers' if c.kind.iloc[0] == 'missing' else 'lines+markers', line_color=colour, name=m, legendgroup=m, customdata=np.stack([100*g.lo, 100*g.hi], 1),
                         hovertemplate='%{y:.1f} % (%{customdata[0]:.1f} to %{customdata[1]:.1f})')
     if x is not None and math.isfinite(x.level):
         fig.add_vrect(_place(x.lo, order), _place(min(x.hi, x.last), order), fillcolor='#888', opacity=.2, line_width=0)
         fig.add_vline(_place(x.level, order), line_dash='dash', line_color='#444', annotation_text=f'crossing at {x.level:.2g}')
-    fig.update_layout(template='plotly_white', xaxis=dict(tickvals=list(range(len(order))), ticktext=ticks, title=title.replace('\n', ' ')), yaxis_title='test accuracy, %', hovermode='x unified', height=380, margin=dict(t=30))
+    fig.update_layout(template='plotly_white',
+                      xaxis=dict(tickvals=list(range(len(order))), ticktext=ticks, title=title.replace('\n', ' ')),
+                      yaxis_title='test accuracy, %', hovermode='x unified', height=380, margin=dict(t=30))
     return fig
 
 # %% ../nbs/05d_stress.ipynb #0eb453e1

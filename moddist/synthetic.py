@@ -68,7 +68,8 @@ def subjects(
     for what, n, most in (('train + unlabelled', train + unlabelled, len(_TRAIN)), ('valid', valid, 1), ('test', test, len(_TEST))):
         if n > most: raise ModdistError(f'{what} = {n} subjects: the cross-subject protocol has at most {most} of them, ask for fewer')
     if min(train, valid, test, unlabelled) < 0 or train + valid + test + unlabelled == 0:
-        raise ModdistError(f'train={train}, valid={valid}, test={test}, unlabelled={unlabelled}: expected numbers of subjects, 0 or more and not all 0')
+        raise ModdistError(f'train={train}, valid={valid}, test={test}, unlabelled={unlabelled}: '
+                           'expected numbers of subjects, 0 or more and not all 0')
     return dict(train=list(_TRAIN[:train]), valid=[1][:valid], test=list(_TEST[:test]), unlabelled=list(_TRAIN[train:train + unlabelled]))
 
 # %% ../nbs/01b_synthetic.ipynb #3800ef94
@@ -116,7 +117,9 @@ def _for_all(
             warnings.simplefilter('ignore', DeprecationWarning)        # Python 3.12+ on fork beside threads
             done = pool.map(job, names, chunksize=6)
         for _ in bar(done): pass
-    except BrokenProcessPool: raise ModdistError('a rendering process was ended from outside, perhaps for lack of memory; run again with workers=1') from None
+    except BrokenProcessPool:
+        raise ModdistError('a rendering process was ended from outside, perhaps for lack of memory; '
+                           'run again with workers=1') from None
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/01b_synthetic.ipynb #ddb05825
@@ -160,7 +163,8 @@ def index(
     protocol:str='cross-subject', # or 'cross-view'
 )->pd.DataFrame: # clip index with split ('train' | 'valid' | 'test' | 'unlabelled'), motion and, with the ball, colour
     "Read the set with NTU's reader and protocol, unlabelled subjects set apart; `DataError` when it is no embedded set"
-    if not (Path(root)/'moddist.json').is_file(): raise DataError(f'{root}: no embedded set (moddist.json is missing); write one with moddist.synthetic.make')
+    if not (Path(root)/'moddist.json').is_file():
+        raise DataError(f'{root}: no embedded set (moddist.json is missing); write one with moddist.synthetic.make')
     who, df = read_json(Path(root)/'moddist.json')['subjects'], ntu.index(root)
     labelled = ntu.split(df[~df.subject.isin(who['unlabelled'])], protocol, validation='garcia' if who['valid'] else None)
     df['split'] = labelled.split.reindex(df.index, fill_value='unlabelled')

@@ -82,7 +82,9 @@ def _codes(parts:Sequence[Predictions], classes:Sequence[Tensor])->Tensor: # [N]
 # %% ../nbs/05f_tasks.ipynb #83731312
 def _complete(p:Predictions)->Predictions:
     "The clips with a label in every head"
-    if not p.heads or len(p.heads) < 2: raise DataError(f'an action needs two heads or more, these predictions have {", ".join(p.heads or ["label"])}: use them directly')
+    if not p.heads or len(p.heads) < 2:
+        raise DataError(f'an action needs two heads or more, these predictions have {", ".join(p.heads or ["label"])}: '
+                        'use them directly')
     known = (p.labels >= 0).all(1)
     if not known.any(): raise DataError(f'none of the {len(p)} clips has a label in every head; predict clips with labels')
     return _take(p, known)
@@ -91,7 +93,9 @@ def action_answers(
     p:Predictions, # of several heads, with clip ids
 )->Answers: # the classes of all heads as one number: verb * nouns + noun
     "Which combination a model chose for each clip, for `gap_report`; `DataError` when clips have no names"
-    if not p.clip_ids: raise DataError('predictions without clip ids cannot be told apart; predict with a loader that does not shuffle, or name the clips')
+    if not p.clip_ids:
+        raise DataError('predictions without clip ids cannot be told apart; predict with a loader that does not shuffle, '
+                        'or name the clips')
     p = _complete(p)
     parts = list(by_head(p).values())
     codes = [_codes(parts, c).numpy() for c in ([q.labels for q in parts], [q.logits.argmax(1) for q in parts])]
@@ -131,8 +135,10 @@ def _subsets(p:Predictions, tails, df, groups)->dict[str, dict[str, Tensor]]:
     names = [*(p.heads or ['label'])]
     every = names + [_joint_name(names)]*(len(names) > 1)
     out = {'all': dict.fromkeys(every, torch.ones(len(p), dtype=torch.bool))}
-    if unknown := [h for h in tails or () if h not in names]: raise DataError(f'tails of {unknown[0]!r}, but the heads are {", ".join(names)}')
-    in_tail = {h: torch.isin(p.labels[:, names.index(h)] if p.heads else p.labels, torch.tensor(list(k), dtype=torch.long)) for h, k in (tails or {}).items()}
+    if unknown := [h for h in tails or () if h not in names]:
+        raise DataError(f'tails of {unknown[0]!r}, but the heads are {", ".join(names)}')
+    in_tail = {h: torch.isin(p.labels[:, names.index(h)] if p.heads else p.labels, torch.tensor(list(k), dtype=torch.long))
+               for h, k in (tails or {}).items()}
     if in_tail: out['tail'] = in_tail
     if len(in_tail) == len(names) > 1:
         rows = torch.stack([*in_tail.values()])
@@ -144,7 +150,9 @@ def _mask(p, df, column):
     if df is None or column not in df: raise DataError(f'group {column!r} is a column of the clip index: pass df with this column')
     if not p.clip_ids: raise DataError(f'group {column!r} needs to know which clip is which; predict with a loader that does not shuffle')
     values = df.set_index('clip_id')[column]
-    if gone := [c for c in p.clip_ids if c not in values.index]: raise DataError(f'{len(gone)} of {len(p)} clips, such as {gone[0]}, are not in df; pass the index that was predicted')
+    if gone := [c for c in p.clip_ids if c not in values.index]:
+        raise DataError(f'{len(gone)} of {len(p)} clips, such as {gone[0]}, are not in df; '
+                        'pass the index that was predicted')
     return torch.tensor(values.loc[list(p.clip_ids)].astype(bool).to_numpy())
 
 # %% ../nbs/05f_tasks.ipynb #bdcbfa61
@@ -162,7 +170,8 @@ def _numbers(right:Tensor, among:Tensor, confidence:Tensor, bins:int)->dict:
     "One row of the table, from the clips that count"
     n = len(right)
     a, b = (100*x.double().mean().item() for x in (right, among)) # NaN of no clips
-    return dict(n=n, top1=a, top1_se=standard_error(a, n), top5=b, top5_se=standard_error(b, n), ece=100*ece_of(confidence, right, bins) if n else math.nan)
+    return dict(n=n, top1=a, top1_se=standard_error(a, n), top5=b, top5_se=standard_error(b, n),
+                ece=100*ece_of(confidence, right, bins) if n else math.nan)
 
 def task_table(
     models:Mapping[str, Predictions]|Predictions, # by name, or of one model
@@ -172,7 +181,8 @@ def task_table(
     bins:int=15, # of the calibration error
 )->pd.DataFrame: # rows ([model,] subset, head); n clips; top1, top5 and ece in %, standard errors in points
     "Accuracy and calibration of each head and of the action, on all clips, tail classes and groups; a clip counts where it has a label (Radevski et al. 2023, released code)"
-    if not isinstance(models, Predictions): return pd.concat({n: task_table(p, tails, df, groups, bins) for n, p in models.items()}, names=['model'])
+    if not isinstance(models, Predictions):
+        return pd.concat({n: task_table(p, tails, df, groups, bins) for n, p in models.items()}, names=['model'])
     rows, judged = {}, _judged(models)
     for subset, masks in _subsets(models, tails, df, groups).items():
         for h, mask in masks.items():
@@ -191,7 +201,9 @@ def views_curve(
     "Accuracy of each head (and of the action) by number of views; the model runs max(crops)*sum(clips) times over the clips"
     loads, rows = dl.loaders, []
     samplers = [l.tfm.sampler for l in loads]
-    if 3 in crops and any(s.crop is None for s in samplers): raise DataError('three windows of pictures that are not cropped are three times the same: use crops=(1,), or a sampler with crop')
+    if 3 in crops and any(s.crop is None for s in samplers):
+        raise DataError('three windows of pictures that are not cropped are three times the same: use crops=(1,), '
+                        'or a sampler with crop')
     try:
         for c in sorted(set(clips)):
             for l, s in zip(loads, samplers): l.tfm.sampler = replace(s, clips=c, crops=max(crops))
@@ -212,7 +224,9 @@ def _lines(curves, head):
     "(name, look, rows) for each model and number of windows"
     named = {'': curves} if isinstance(curves, pd.DataFrame) else dict(curves)
     for i, (name, t) in enumerate(named.items()):
-        if head not in set(t['head']): raise DataError(f'no head {head!r} in the curve{" of " + name if name else ""}; it has {", ".join(t["head"].unique())}')
+        if head not in set(t['head']):
+            raise DataError(f'no head {head!r} in the curve{" of " + name if name else ""}; '
+                            f'it has {", ".join(t["head"].unique())}')
         for j, (k, rows) in enumerate(t[t['head'] == head].groupby('crops')):
             yield f'{name + ", " if name else ""}{k} window{"s" if k > 1 else ""}', _LOOKS[i % len(_LOOKS)] if name else _LOOKS[j], 'os'[j], rows.sort_values('views')
 
@@ -225,7 +239,8 @@ def plot_views(
     fig = Figure(figsize=(5.6, 3.4), layout='constrained')
     ax = fig.subplots()
     for name, (colour, _, dash), mark, t in _lines(curves, head):
-        ax.errorbar(t.views, t.top1, t.top1_se, color=OKABE_ITO[colour], ls=dash, marker=mark, mfc='white' if mark == 's' else None, capsize=3, lw=1.4, ms=5, label=name)
+        ax.errorbar(t.views, t.top1, t.top1_se, color=OKABE_ITO[colour], ls=dash, marker=mark,
+                    mfc='white' if mark == 's' else None, capsize=3, lw=1.4, ms=5, label=name)
     at = sorted({v for *_, t in _lines(curves, head) for v in t.views})
     ax.set_xscale('log', base=2); ax.set_xticks(at, at); ax.minorticks_off()
     ax.set(xlabel='views (readings in time x windows)', ylabel=f'{head} top-1, %'); ax.spines[['top', 'right']].set_visible(False); ax.grid(axis='y', alpha=.25)

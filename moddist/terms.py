@@ -338,7 +338,8 @@ class Peers(nn.Module):
 
     def forward(self, *xs:Tensor)->Tensor: # one input per stream -> logits [B, K]
         if len(xs) != len(self.streams): raise ModelError(f'{len(xs)} inputs for {len(self.streams)} peers ({", ".join(self.streams)})')
-        return torch.stack([tap(s(x)[..., None, None, None]) for s, tap, x in zip(self.streams.values(), self.taps.values(), xs)]).mean(0).flatten(1)
+        return torch.stack([tap(s(x)[..., None, None, None])
+                            for s, tap, x in zip(self.streams.values(), self.taps.values(), xs)]).mean(0).flatten(1)
 
 # %% ../nbs/03b_terms.ipynb #86328389
 class _ChosenPeer(nn.Module):
@@ -387,7 +388,9 @@ def from_torchdistill(
     "A loss module of torchdistill as a term; `ModelError` when the package is needed and missing, or a path is not offered"
     if isinstance(loss, str):
         try: from torchdistill.losses import mid_level
-        except ImportError: raise ModelError(f'{loss} is a loss of torchdistill, which is not installed: pip install torchdistill') from None
+        except ImportError:
+            raise ModelError(f'{loss} is a loss of torchdistill, which is not installed: pip install torchdistill') from None
         if not hasattr(mid_level, loss): raise ModelError(f'torchdistill has no loss {loss!r}')
         loss = getattr(mid_level, loss)(**kwargs)
-    return Term(name or type(loss).__name__, weight, _IoDicts(loss, frames), tuple(taps), None if teacher_taps is None else tuple(teacher_taps))
+    return Term(name or type(loss).__name__, weight, _IoDicts(loss, frames), tuple(taps),
+                None if teacher_taps is None else tuple(teacher_taps))

@@ -46,7 +46,8 @@ def _check_boxes(path, t, rows):
 
 def _size(path, size):
     "(height, width) from [width, height] as written"
-    if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(v, (int, float)) and v >= 1 for v in size): return int(size[1]), int(size[0])
+    if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(v, (int, float)) and v >= 1 for v in size):
+        return int(size[1]), int(size[0])
     raise DataError(f'{path}: size is {size!r}, expected [width, height] in px of the picture the boxes were found in')
 
 # %% ../nbs/00d_tracks.ipynb #bf699f27
@@ -75,7 +76,8 @@ def _missing(path, what): return DataError(f'{path}: no such file of {what}; cor
 def _boxes(path, stamp):
     if not os.path.isfile(path): raise _missing(path, 'boxes')
     try: content = json.loads(Path(path).read_text())
-    except ValueError as e: raise DataError(f'{path}: not valid JSON ({str(e).splitlines()[0]}); it may be cut off, make it again') from None
+    except ValueError as e:
+        raise DataError(f'{path}: not valid JSON ({str(e).splitlines()[0]}); it may be cut off, make it again') from None
     if not isinstance(content, dict) or not isinstance(content.get('frames'), list):
         raise DataError(f'{path}: expected {{"size": [width, height], "frames": [...]}} of one clip')
     if not content['frames']: raise DataError(f'{path}: holds 0 frames, expected at least 1; drop the clip')
@@ -93,7 +95,8 @@ def write_boxes(
     boxes:Boxes, # what to write
 )->Path: # the path written
     "Write boxes atomically, checked first; `DataError` names the frame of a bad one"
-    frames = [[[int(v) if v.is_integer() else float(str(v)) for v in row] for row in _check_boxes(path, t, f)] for t, f in enumerate(boxes.frames)]
+    frames = [[[int(v) if v.is_integer() else float(str(v)) for v in row] for row in _check_boxes(path, t, f)]
+              for t, f in enumerate(boxes.frames)]
     with atomic(path) as tmp: tmp.write_text(json.dumps({'size': [int(boxes.size[1]), int(boxes.size[0])], 'frames': frames}) + '\n')
     return Path(path)
 
@@ -160,7 +163,9 @@ def open_hdf5(
 ):# `h5py.File`, a context manager
     "Open for reading; `DataError` when the package is missing or the file is damaged"
     try: import h5py
-    except ImportError: raise DataError(f'{path}: reading HDF5 needs the package h5py; install it with pip install "moddist[hdf5]"') from None
+    except ImportError:
+        raise DataError(f'{path}: reading HDF5 needs the package h5py; install it with pip install '
+                        '"moddist[hdf5]"') from None
     if not os.path.isfile(path): raise _missing(path, 'HDF5 data')
     try: return h5py.File(path, 'r')
     except OSError as e:
@@ -174,7 +179,9 @@ def _mat(path, what):
         with open_hdf5(path) as box: return {k: v[()].T for k, v in box.items() if hasattr(v, 'shape')}
     from scipy.io import loadmat
     try: return {k: v for k, v in loadmat(path).items() if isinstance(v, np.ndarray)}
-    except Exception as e: raise DataError(f'{path}: not a readable .mat file ({type(e).__name__}); it may be truncated, copy it again') from None
+    except Exception as e:
+        raise DataError(f'{path}: not a readable .mat file ({type(e).__name__}); it may be truncated, '
+                        'copy it again') from None
 
 def _read_mat_joints(path):
     found = _mat(path, 'joints')
@@ -193,7 +200,9 @@ def _table(path, what, columns=None):
         if cells == ['']: continue
         try: row = [float(c) for c in cells]
         except ValueError:
-            if rows or names: raise DataError(f'{path} line {n}: expected numbers, found {line[:40]!r}; it may be cut off, copy it again') from None
+            if rows or names:
+                raise DataError(f'{path} line {n}: expected numbers, found {line[:40]!r}; it may be cut off, '
+                                'copy it again') from None
             names = [c.lower() for c in cells]; continue
         if len(row) != len(rows[0] if rows else names or row) or (columns and len(row) not in columns):
             expected = len(rows[0]) if rows else len(names) if names else ' or '.join(map(str, columns))
@@ -217,7 +226,8 @@ def _frame_joints(path):
     try: x = np.array([[float(v) for v in row] for row in lines]).reshape(len(lines), 4)
     except ValueError: x = None
     if x is None or len(x) % 20:
-        raise DataError(f'{path}: {len(lines)} rows below the header, expected 20 per person, of 4 numbers each; it may be cut off, copy it again')
+        raise DataError(f'{path}: {len(lines)} rows below the header, expected 20 per person, of 4 numbers each; '
+                        'it may be cut off, copy it again')
     return x[:, :3].reshape(-1, 20, 3)
 
 def _read_text_joints(pattern):
@@ -252,7 +262,8 @@ def _reader(path, by_suffix, first=None):
     if read is None: raise DataError(f'{path}: no reader for this kind of file; expected {", ".join(by_suffix)} or an array file')
     return read
 
-_JOINTS = {'.skeleton': lambda p: (ntu_bodies(p)[0][..., :3], 'm'), '.mat': _read_mat_joints, '.csv': _read_csv_joints, '.json': _read_json_joints}
+_JOINTS = {'.skeleton': lambda p: (ntu_bodies(p)[0][..., :3], 'm'), '.mat': _read_mat_joints, '.csv': _read_csv_joints,
+           '.json': _read_json_joints}
 
 @lru_cache(maxsize=256)
 def _joints(path, stamp):
@@ -390,7 +401,8 @@ def place_joints(
     "Joints as they are in the window that was cut from the frames; `DataError` when sides are unknown and the window is mirrored"
     if unit not in ('m', 'px', 'body'): raise DataError(f'joints in {unit!r}: expected m, px or body')
     out = np.array(xyz, dtype=np.float32)
-    if unit == 'px' and native is None: raise DataError('joints in px of a picture whose size is not stored; give its height and width as native')
+    if unit == 'px' and native is None:
+        raise DataError('joints in px of a picture whose size is not stored; give its height and width as native')
     if unit == 'px':
         out[..., 0] = out[..., 0]*(window.size[1]/native[1]) - window.x
         out[..., 1] = out[..., 1]*(window.size[0]/native[0]) - window.y

@@ -99,7 +99,8 @@ def depth_range(
 
 # %% ../nbs/04_viz.ipynb #66f10042
 def _name(channel:int)->str: return 'mean over channels' if channel == MEAN else f'channel {channel}'
-def _num(x:float, digits:int=2)->str: return 'undefined' if np.isnan(x) else f'{round(x, digits) + 0.:.{digits}f}'.replace('-', '\N{MINUS SIGN}')
+def _num(x:float, digits:int=2)->str:
+    return 'undefined' if np.isnan(x) else f'{round(x, digits) + 0.:.{digits}f}'.replace('-', '\N{MINUS SIGN}')
 
 def _picture(ax, image, title='', ylabel='', **kw):
     "One picture without ticks, pixels as they are"
@@ -129,7 +130,8 @@ def _three_rows(axs, bar, maps:FeatureMaps, layer:str, views:Sequence[View], sca
             ('diff', 'hallucinated\n\N{MINUS SIGN} real', signed)]
     top = len(axs) - 3
     for i, (key, label, kw) in enumerate(rows, top):
-        for j, v in enumerate(views): m = _picture(axs[i, j], getattr(v, key), titles[j] if titles and i == top else '', '' if j else label, **kw)
+        for j, v in enumerate(views):
+            m = _picture(axs[i, j], getattr(v, key), titles[j] if titles and i == top else '', '' if j else label, **kw)
         if key == 'hallucinated': bar(m, f'activation, {layer}', top, 2)
     bar(m, 'difference', top + 2)
 
@@ -172,7 +174,8 @@ def show_film(
     fig.suptitle(f'{maps.action} ({maps.clip_id})'.lstrip(' ') + f'\n{layer}, {_name(channel)}', fontsize=10)
     axs, bar = _grid(fig, 5, len(frames))
     for i, (title, key, kw) in enumerate(_cameras(maps)):
-        for j, (t, v) in enumerate(zip(frames, views)): m = _picture(axs[i, j], getattr(v, key), '' if i else f'frame {t}', '' if j else title, **kw)
+        for j, (t, v) in enumerate(zip(frames, views)):
+            m = _picture(axs[i, j], getattr(v, key), '' if i else f'frame {t}', '' if j else title, **kw)
     if kw: bar(m, maps.unit, 1)
     _three_rows(axs, bar, maps, layer, views, [scale(maps, layer, channel)])
     return fig

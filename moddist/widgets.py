@@ -97,7 +97,8 @@ class FeatureMapInspector(_State):
     ):
         self.clips, self._ranges, self._agree, self._from_browser, self._repairing = _Clips(maps), {}, {}, False, False
         super().__init__()
-        if unknown := set(state) - set(_NAMES): raise ModelError(f'{unknown.pop()!r} is no part of the inspector: expected {", ".join(_NAMES)}')
+        if unknown := set(state) - set(_NAMES):
+            raise ModelError(f'{unknown.pop()!r} is no part of the inspector: expected {", ".join(_NAMES)}')
         self.info = _head(self.clips)
         first = {'layer': self.clips.start(), 'source': self.clips.names[0]}
         for name in _NAMES:

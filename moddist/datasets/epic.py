@@ -49,7 +49,8 @@ def flow_index(
     return (frame - 1)//STRIDES[year] + 1
 
 # %% ../../nbs/datasets/epic.ipynb #c9f055ce
-_COLUMNS = ('narration_id', 'participant_id', 'video_id', 'narration_timestamp', 'start_timestamp', 'stop_timestamp', 'start_frame', 'stop_frame')
+_COLUMNS = ('narration_id', 'participant_id', 'video_id', 'narration_timestamp', 'start_timestamp', 'stop_timestamp',
+            'start_frame', 'stop_frame')
 _LABELS = ('narration', 'verb', 'verb_class', 'noun', 'noun_class', 'all_nouns', 'all_noun_classes')
 _SPLITS = dict(train='EPIC_100_train.csv', valid='EPIC_100_validation.csv', unlabelled='EPIC_100_test_timestamps.csv')
 
@@ -59,8 +60,10 @@ def _table(
 )->pd.DataFrame:
     "Read one table; `DataError` names the file and the column that is missing"
     try: df = pd.read_csv(file)
-    except FileNotFoundError: raise DataError(f'{file}: no such file; expected a clone of epic-kitchens/epic-kitchens-100-annotations') from None
-    except (ValueError, UnicodeDecodeError) as e: raise DataError(f'{file}: not a readable CSV ({str(e).strip().splitlines()[0]}); fetch it again') from None
+    except FileNotFoundError:
+        raise DataError(f'{file}: no such file; expected a clone of epic-kitchens/epic-kitchens-100-annotations') from None
+    except (ValueError, UnicodeDecodeError) as e:
+        raise DataError(f'{file}: not a readable CSV ({str(e).strip().splitlines()[0]}); fetch it again') from None
     if gone := [c for c in columns if c not in df]: raise DataError(f'{file}: no column {gone[0]!r}; expected {", ".join(columns)}')
     return df
 
@@ -105,14 +108,16 @@ def _read_segments(file, videos, n_verbs:int, n_nouns:int)->pd.DataFrame:
     df = _table(file, _COLUMNS)
     if df.empty: raise DataError(f'{file}: holds no segments; fetch it again')
     labelled = any(c in df for c in _LABELS)
-    if gone := [c for c in _LABELS if labelled and c not in df]: raise DataError(f'{file}: no column {gone[0]!r}; expected the labels {", ".join(_LABELS)}, or none of them')
+    if gone := [c for c in _LABELS if labelled and c not in df]:
+        raise DataError(f'{file}: no column {gone[0]!r}; expected the labels {", ".join(_LABELS)}, or none of them')
     _refuse(file, ~df.video_id.isin(videos), df.video_id, 'a video of EPIC_100_video_info.csv')
     _refuse(file, df.narration_id.astype(str).str.replace(r'_\d+$', '', regex=True) != df.video_id, df.narration_id, '<video_id>_<number>')
     for end in ('start', 'stop'):
         df[f'{end}_s'] = pd.to_timedelta(df[f'{end}_timestamp'], errors='coerce').dt.total_seconds()
         _refuse(file, df[f'{end}_s'].isna(), df[f'{end}_timestamp'], 'a time HH:MM:SS.ss')
         _refuse(file, pd.to_numeric(df[f'{end}_frame'], errors='coerce').mod(1) != 0, df[f'{end}_frame'], 'a whole frame number')
-    _refuse(file, (df.start_frame < 0) | (df.stop_frame < df.start_frame), df.stop_frame, 'stop_frame not before start_frame, both 0 or more')
+    _refuse(file, (df.start_frame < 0) | (df.stop_frame < df.start_frame), df.stop_frame,
+            'stop_frame not before start_frame, both 0 or more')
     if not labelled: return df.assign(verb=-1, noun=-1, nouns=np.nan, narration=np.nan)
     for kind, n in (('verb', n_verbs), ('noun', n_nouns)):
         df[kind] = df[f'{kind}_class']
@@ -132,8 +137,11 @@ def segments(
     verbs, nouns = classes(folder, 'verb'), classes(folder, 'noun')
     splits = splits or {s: f for s, f in _SPLITS.items() if (folder/f).is_file()}
     if not splits: raise DataError(f'{folder}: no segments; expected {", ".join(_SPLITS.values())}, or name your files in splits')
-    df = pd.concat([_read_segments(folder/f, info.video_id, len(verbs), len(nouns)).assign(split=s) for s, f in splits.items()], ignore_index=True)
-    if (twice := df.narration_id.duplicated()).any(): raise DataError(f'{folder}: segment {df.narration_id[twice].iloc[0]} occurs twice in {", ".join(splits.values())}; the files overlap')
+    df = pd.concat([_read_segments(folder/f, info.video_id, len(verbs), len(nouns)).assign(split=s) for s, f in splits.items()],
+                   ignore_index=True)
+    if (twice := df.narration_id.duplicated()).any():
+        raise DataError(f'{folder}: segment {df.narration_id[twice].iloc[0]} occurs twice in {", ".join(splits.values())}; '
+                        'the files overlap')
     df = df.rename(columns=dict(narration_id='clip_id', participant_id='subject', video_id='video'))
     return df.assign(release=df.video.map({v: release(v) for v in df.video.unique()}), seconds=df.video.map(info.set_index('video_id').duration),
                      video_fps=df.video.map(info.set_index('video_id').fps), tail_verb=df.verb.map(verbs.is_tail).fillna(0).astype(int),
@@ -153,7 +161,9 @@ def _labels(df, label:str, pairs)->tuple: # label and action of each row
     if label in ('verb', 'noun'): return df[label], df[f'{label}_name']
     if label != 'action': raise DataError(f"label={label!r}: expected 'verb', 'noun' or 'action'")
     pairs = action_pairs(df) if pairs is None else pairs
-    if not pairs: raise DataError("label='action' numbers the (verb, noun) pairs met in training, and no row trains; pass pairs=action_pairs(the training index)")
+    if not pairs:
+        raise DataError("label='action' numbers the (verb, noun) pairs met in training, and no row trains; "
+                        "pass pairs=action_pairs(the training index)")
     ids = {tuple(p): k for k, p in enumerate(pairs)}
     label = pd.Series([ids.get(p, -1) for p in zip(df.verb, df.noun)], df.index)
     return label, (df.verb_name + ' ' + df.noun_name).where(df.verb >= 0, 'unknown')
@@ -170,14 +180,17 @@ def _media(root)->pd.DataFrame: # by video id: a path column for each of _MEDIA
             where = os.path.join(person.path, folder)
             for e in os.scandir(where) if os.path.isdir(where) else ():
                 if (m := re.fullmatch(f'({_VIDEO}){re.escape(end)}', e.name, re.ASCII | (re.IGNORECASE if end else 0))) and e.is_dir() == (end == ''): found[kind][m[1]] = e.path
-    if not any(found.values()): raise DataError(f'{root}: no videos; looked for P01/rgb_frames/P01_01/ (unpacked), P01/flow_frames/P01_01/, P01/videos/P01_01.MP4')
+    if not any(found.values()):
+        raise DataError(f'{root}: no videos; looked for P01/rgb_frames/P01_01/ (unpacked), P01/flow_frames/P01_01/, '
+                        'P01/videos/P01_01.MP4')
     return pd.DataFrame(found, dtype=object)
 
 def _first_number(folder:str)->int: # 0 | 1
     "Number of the first image of a video; `DataError` when the beginning of the video is not there"
     for n in (0, 1):
         if os.path.isfile(os.path.join(folder, f'frame_{n:010d}.jpg')): return n
-    raise DataError(f'{folder}: neither frame_0000000000.jpg nor frame_0000000001.jpg; frames are counted from the start of a video, unpack all of it')
+    raise DataError(f'{folder}: neither frame_0000000000.jpg nor frame_0000000001.jpg; '
+                    'frames are counted from the start of a video, unpack all of it')
 
 # %% ../../nbs/datasets/epic.ipynb #cf5e3d74
 def _ranges(df:pd.DataFrame, is_folder, first)->pd.DataFrame: # columns start, stop (frames [start, stop) of the rgb file) and fps, at which they count
@@ -185,7 +198,8 @@ def _ranges(df:pd.DataFrame, is_folder, first)->pd.DataFrame: # columns start, s
     last = np.maximum(np.ceil(df.seconds*df.video_fps), 1)                   # number of the last frame of the MP4, as far as the table knows
     start, stop = (np.where(is_folder, df[f'{end}_frame'], np.clip(np.floor(df[f'{end}_s']*df.video_fps + 1e-6), 1, last)) - np.where(is_folder, first, 1) for end in ('start', 'stop'))
     start = np.maximum(start, 0)
-    return pd.DataFrame(dict(start=start.astype(int), stop=np.maximum(stop, start).astype(int) + 1, fps=np.where(is_folder, df.release.map(RATES), df.video_fps)), df.index)
+    return pd.DataFrame(dict(start=start.astype(int), stop=np.maximum(stop, start).astype(int) + 1,
+                             fps=np.where(is_folder, df.release.map(RATES), df.video_fps)), df.index)
 
 # %% ../../nbs/datasets/epic.ipynb #2eb8fe85
 _ORDER = ('clip_id', 'label', 'action', 'split', 'rgb', 'flow', 'boxes', 'audio', 'start', 'stop', 'fps', 'start_s', 'stop_s', 'flow_bound', 'subject', 'video', 'release',
@@ -238,7 +252,9 @@ def split(
     if (df.split == 'test').any(): raise ProtocolError(f'{protocol}: the index has a test split already; apply it to the index as it comes')
     videos = sorted(df.video[df.split == 'train'].unique())
     n = max(1, round(share*len(videos)))
-    if not 0 < share < 1 or n >= len(videos): raise ProtocolError(f'{protocol}: share={share} of {len(videos)} training videos leaves none to train or to validate; expected a share between 0 and 1')
+    if not 0 < share < 1 or n >= len(videos):
+        raise ProtocolError(f'{protocol}: share={share} of {len(videos)} training videos leaves none to train or to '
+                            'validate; expected a share between 0 and 1')
     held = set(rng('epic', seed).permutation(videos)[:n])
     return df.assign(split=np.where(df.split == 'valid', 'test', np.where((df.split == 'train') & df.video.isin(held), 'valid', df.split)))
 
@@ -259,7 +275,8 @@ def check_counts(
     return out.assign(missing=out.published - out.found)
 
 # %% ../../nbs/datasets/epic.ipynb #6f6162ad
-_HARMLESS = {'PROTO', 'FRAME', 'EMPTY_LIST', 'MARK', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE', 'SHORT_BINBYTES', 'BINBYTES', 'BINBYTES8', 'APPEND', 'APPENDS', 'STOP'}
+_HARMLESS = {'PROTO', 'FRAME', 'EMPTY_LIST', 'MARK', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE', 'SHORT_BINBYTES', 'BINBYTES',
+             'BINBYTES8', 'APPEND', 'APPENDS', 'STOP'}
 
 def _pickled_bytes(path)->list: # byte strings
     "The byte strings of a pickled list of them, without unpickling; `DataError` at the first opcode that does anything else"
@@ -267,7 +284,9 @@ def _pickled_bytes(path)->list: # byte strings
     out, lists = [], 0
     try:
         for op, arg, at in pickletools.genops(Path(path).read_bytes()):
-            if op.name not in _HARMLESS: raise DataError(f'{path}: pickle opcode {op.name} at byte {at}, expected a plain list of byte strings; the file is not loaded, take the original one')
+            if op.name not in _HARMLESS:
+                raise DataError(f'{path}: pickle opcode {op.name} at byte {at}, expected a plain list of byte strings; '
+                                'the file is not loaded, take the original one')
             lists += op.name == 'EMPTY_LIST'
             if isinstance(arg, bytes): out.append(arg)
     except ValueError as e: raise DataError(f'{path}: not a complete pickle ({str(e).splitlines()[0]}); fetch it again') from None
@@ -306,7 +325,8 @@ def _box_row(raw:bytes, is_hand:bool)->list: # 8 numbers, box in fractions of th
     f = dict(_fields(d.get(1, b'')))
     box, score = [float(f.get(k, 0)) for k in (1, 2, 3, 4)], float(d.get(2, 0))
     side, state = (d.get(5, 0) + 1, d.get(3, 0) + 1) if is_hand else (0, 0)
-    if not (0 <= box[0] <= box[2] <= 1 and 0 <= box[1] <= box[3] <= 1 and 0 <= score <= 1): raise ValueError(f'box {box} with score {score}, expected fractions of the picture')
+    if not (0 <= box[0] <= box[2] <= 1 and 0 <= box[1] <= box[3] <= 1 and 0 <= score <= 1):
+        raise ValueError(f'box {box} with score {score}, expected fractions of the picture')
     if side not in (0, 1, 2) or state not in range(6): raise ValueError(f'side {side - 1}, state {state - 1}')
     return [*box, 2 if is_hand else 1, score, side, state]
 
@@ -337,8 +357,10 @@ def read_hand_objects(
     rows = {}
     for k, raw in enumerate(_pickled_bytes(path)):
         try: number, found = _detections(raw)
-        except (ValueError, IndexError, StructError, TypeError, AttributeError) as e: raise DataError(f'{path}: message {k} is not a hand-object detection ({e}); fetch the file again') from None
-        if number < 1 or number - 1 in rows or number > 10**6: raise DataError(f'{path}: message {k} has frame number {number}, expected every number once, from 1')
+        except (ValueError, IndexError, StructError, TypeError, AttributeError) as e:
+            raise DataError(f'{path}: message {k} is not a hand-object detection ({e}); fetch the file again') from None
+        if number < 1 or number - 1 in rows or number > 10**6:
+            raise DataError(f'{path}: message {k} has frame number {number}, expected every number once, from 1')
         rows[number - 1] = found
     return _to_boxes(rows, size, hand_score, object_score)
 
@@ -356,7 +378,9 @@ def read_literal_boxes(
         if video not in f: raise DataError(f'{path}: no group {video!r}; it has {", ".join(list(f)[:4])} ...')
         for key, text in f[video].items():
             try: rows[int(key)] = [[*map(float, d['box']), {'hand': 2, 'object': 1}[d['category']], d['score'], d.get('side', -1) + 1, d.get('state', -1) + 1] for d in parse_list(text[()].decode())]
-            except (DataError, ValueError, KeyError, TypeError, AttributeError) as e: raise DataError(f'{path}: {video}/{key} is not a list of detections ({e}); expected box, category, score') from None
+            except (DataError, ValueError, KeyError, TypeError, AttributeError) as e:
+                raise DataError(f'{path}: {video}/{key} is not a list of detections ({e}); expected box, '
+                                'category, score') from None
     return _to_boxes(rows, size, hand_score, object_score)
 
 # %% ../../nbs/datasets/epic.ipynb #a229b8d3
@@ -368,5 +392,6 @@ def convert_boxes(
 )->list: # JSON files written now
     "Turn every hand-objects/*.pkl into a .json beside it, skipping those that are there; raises `DataError` for a damaged pickle"
     todo = [p for p in sorted(Path(root).glob('P*/hand-objects/P*.pkl')) if not p.with_suffix('.json').is_file()]
-    for p in progress(todo, 'boxes', unit='video'): write_boxes(p.with_suffix('.json'), read_hand_objects(p, size, hand_score, object_score))
+    for p in progress(todo, 'boxes', unit='video'):
+        write_boxes(p.with_suffix('.json'), read_hand_objects(p, size, hand_score, object_score))
     return [p.with_suffix('.json') for p in todo]

@@ -79,7 +79,8 @@ def name_table(
     df.insert(0, 'clip_id', pd.Series(stems, dtype=object))
     df['label'] = df.pop('action') - 1
     if (over := df.label >= len(actions)).any():
-        raise DataError(f'{df.clip_id[over].iloc[0]}: expected an action from A001 to A{len(actions):03d}, the classes known here; list your own in classes.txt')
+        raise DataError(f'{df.clip_id[over].iloc[0]}: expected an action from A001 to A{len(actions):03d}, '
+                        'the classes known here; list your own in classes.txt')
     df['action'] = [actions[k] for k in df.label]
     return df
 
@@ -183,7 +184,9 @@ def _draw_per_class(
     "31 clips of each class, seed 0 for each (Garcia et al. 2018, released code); 5 %, at least 1, where a class has fewer than 310"
     drawn = []
     for _, rows in train.sort_values('clip_id').groupby('label'):
-        if len(rows) < 2: raise ProtocolError(f'{rows.clip_id.iloc[0]} is the only training clip of its class: nothing is left for validation; pass validation=None')
+        if len(rows) < 2:
+            raise ProtocolError(f'{rows.clip_id.iloc[0]} is the only training clip of its class: '
+                                'nothing is left for validation; pass validation=None')
         n = 31 if len(rows) >= 310 else max(1, round(len(rows)/20))
         drawn += list(np.random.RandomState(0).choice(rows.index, n, replace=False))
     return pd.Index(drawn)
@@ -199,15 +202,18 @@ def split(
     if validation not in ('garcia', None): raise ProtocolError(f"validation={validation!r}: expected 'garcia' or None")
     p = PROTOCOLS[protocol]
     if (over := df[p.column] > p.last).any():
-        raise ProtocolError(f'{df.clip_id[over].iloc[0]}: {protocol} speaks of {p.column}s up to {p.last} only; drop such rows or use another of {", ".join(PROTOCOLS)}')
+        raise ProtocolError(f'{df.clip_id[over].iloc[0]}: {protocol} speaks of {p.column}s up to {p.last} only; '
+                            f'drop such rows or use another of {", ".join(PROTOCOLS)}')
     if gone := p.exemplars.difference(df.clip_id):
-        raise ProtocolError(f'{protocol}: {len(gone)} of {len(p.exemplars)} exemplars are not in the index, such as {min(gone)}; unpack their archives or use another protocol')
+        raise ProtocolError(f'{protocol}: {len(gone)} of {len(p.exemplars)} exemplars are not in the index, '
+                            f'such as {min(gone)}; unpack their archives or use another protocol')
     df = df.assign(split=np.where(df[p.column].isin(p.train), 'train', 'test'))
     df.loc[df.clip_id.isin(p.exemplars), 'split'] = 'exemplar'
     if validation is None: return df
     train = df[df.split == 'train']
     if p.column == 'subject' and not (train.subject == 1).any():
-        raise ProtocolError(f'{protocol}: Garcia\'s validation is performer 1, who has no clip here; pass validation=None and choose your own')
+        raise ProtocolError(f'{protocol}: Garcia\'s validation is performer 1, who has no clip here; '
+                            'pass validation=None and choose your own')
     df.loc[train.index[train.subject == 1] if p.column == 'subject' else _draw_per_class(train), 'split'] = 'valid'
     return df
 
@@ -250,7 +256,9 @@ def check_counts(
 )->pd.DataFrame: # rows train (validation included), test, total; columns found, published, missing
     "Clips found against the published number; raises `ProtocolError` where none is published"
     known = COUNTS[(COUNTS.protocol == protocol) & (COUNTS.with_skeleton == with_skeleton)]
-    if known.empty: raise ProtocolError(f'{protocol!r}, with_skeleton={with_skeleton}: no published count; expected a row of moddist.datasets.ntu.COUNTS')
+    if known.empty:
+        raise ProtocolError(f'{protocol!r}, with_skeleton={with_skeleton}: no published count; '
+                            'expected a row of moddist.datasets.ntu.COUNTS')
     n = split(df, protocol, validation=None).split.value_counts()
     found = {'train': n.get('train', 0), 'test': n.get('test', 0), 'total': len(df)}
     out = pd.DataFrame(dict(found=found, published=known.iloc[0][['train', 'test', 'total']].astype(int)))

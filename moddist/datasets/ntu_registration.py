@@ -108,16 +108,19 @@ def _check(points:Points, where:str, depth_size, colour_size)->None:
     "`DataError` where the points cannot carry a fit"
     n, clips = len(points.z), len(np.unique(points.clip))
     if n < 100 or clips < 2:
-        raise DataError(f'{where}: {n} joints of {clips} clip{"s"*(clips != 1)} lie in both pictures; expected 100 joints of 2 clips or more, add clips')
+        raise DataError(f'{where}: {n} joints of {clips} clip{"s"*(clips != 1)} lie in both pictures; '
+                        'expected 100 joints of 2 clips or more, add clips')
     angle = np.linspace(0, np.pi, 36, endpoint=False)
     for name, px, size in (('depth', points.depth_px, depth_size), ('colour', points.colour_px, colour_size)):
         x, y = np.percentile(px, 90, axis=0)
         if x < .4*size[1] and y < .4*size[0]:
-            raise DataError(f'{where}: 90 % of the joints lie within {x:.0f} x {y:.0f} px of the {size[1]} x {size[0]} {name} picture; pass {name}_size, the (h, w) their positions refer to')
+            raise DataError(f'{where}: 90 % of the joints lie within {x:.0f} x {y:.0f} px of the {size[1]} x {size[0]} '
+                            f'{name} picture; pass {name}_size, the (h, w) their positions refer to')
         along = px@np.stack([np.cos(angle), np.sin(angle)])
         spread = np.median(np.abs(along - np.median(along, 0)), 0).min()
         if spread < .01*size[1]:
-            raise DataError(f'{where}: the joints lie on a line or in one place of the {name} picture (spread {spread:.1f} px of {size[1]}); expected people at several places, add clips')
+            raise DataError(f'{where}: the joints lie on a line or in one place of the {name} picture (spread {spread:.1f} '
+                            f'px of {size[1]}); expected people at several places, add clips')
 
 # %% ../../nbs/datasets/ntu_registration.ipynb #b088cdae
 def fit_registration(
@@ -138,7 +141,8 @@ def fit_registration(
     best = median[True] < .95*median[False] - .01
     m, (near, z, far) = maps[best], np.percentile(points.z, (5, 50, 95))
     if not (m[0, 0] > 0 and m[1, 1] > 0 and median[best] < .01*colour_size[1]):
-        raise DataError(f'{where}: the joints follow no map from depth to colour (error {median[best]:.0f} px of {colour_size[1]}); expected clips of one camera that stands still')
+        raise DataError(f'{where}: the joints follow no map from depth to colour (error {median[best]:.0f} px of '
+                        f'{colour_size[1]}); expected clips of one camera that stands still')
     return Registration(setup, camera, tuple(map(tuple, m[:3].T.tolist())), tuple(m[3].tolist()) if best else (0., 0.), float(z), float(near), float(far),
                         tuple(depth_size), tuple(colour_size), int((~held).sum()), int(held.sum()), median[best], float(np.percentile(errors[best], 95)), median[False])
 
@@ -157,7 +161,9 @@ def shared_view(
     a, b, c, d = r.colour(_corners(-.5, -.5, w - .5, h - .5))
     low = np.maximum([max(a[0], c[0]), max(a[1], b[1])], -.5)
     high = np.minimum([min(b[0], d[0]), min(c[1], d[1])], [W - .5, H - .5])
-    if (high - low < 2).any(): raise DataError(f'setup {r.setup} camera {r.camera}: the pictures share no field of view; fit the registration again from clips of this camera')
+    if (high - low < 2).any():
+        raise DataError(f'setup {r.setup} camera {r.camera}: the pictures share no field of view; '
+                        'fit the registration again from clips of this camera')
     a, b, c, d = r.depth(_corners(*low, *high))
     back = [(a[0] + c[0])/2, (a[1] + b[1])/2], [(b[0] + d[0])/2, (c[1] + d[1])/2]
     return _fractions((low, high), r.colour_size), _fractions(back, r.depth_size)
@@ -192,7 +198,9 @@ def plot_overlay(
     if axes is None: axes = plt.subplots(1, 2, figsize=(8, 2.5), layout='constrained')[1]
     px, z = outline(depth)
     mapped = r.colour(_resized(px, depth.shape, r.depth_size), z)
-    for ax, at, title in zip(axes, (_resized(px, depth.shape, rgb.shape[:2]), _resized(mapped, r.colour_size, rgb.shape[:2])), ('stretched', 'registered')):
+    for ax, at, title in zip(axes,
+                             (_resized(px, depth.shape, rgb.shape[:2]), _resized(mapped, r.colour_size, rgb.shape[:2])),
+                             ('stretched', 'registered')):
         ax.imshow(rgb); ax.plot(*at.T, '.', color='#ffe14d', ms=1.6, mew=0)
         ax.set(xlim=(-.5, rgb.shape[1] - .5), ylim=(rgb.shape[0] - .5, -.5), title=title); ax.axis('off')
     return axes
@@ -208,9 +216,12 @@ def register(
     found = {}
     for (setup, camera), rows in progress(list(df.groupby(['setup', 'camera'])), 'registering', unit='camera'):
         paths = rows.sort_values('clip_id').get('skeleton', pd.Series(dtype=object)).dropna()
-        if paths.empty: raise DataError(f'setup {setup} camera {camera}: no .skeleton files; unpack nturgb+d_skeletons into the root, or leave these rows out')
+        if paths.empty:
+            raise DataError(f'setup {setup} camera {camera}: no .skeleton files; unpack nturgb+d_skeletons into the root, '
+                            'or leave these rows out')
         some = paths.iloc[np.unique(np.linspace(0, len(paths) - 1, min(clips, len(paths))).round().astype(int))]
-        found[int(setup), int(camera)] = fit_registration(joint_points(some, depth_size, colour_size, frames), int(setup), int(camera), depth_size, colour_size)
+        found[int(setup), int(camera)] = fit_registration(joint_points(some, depth_size, colour_size, frames), int(setup),
+                                                          int(camera), depth_size, colour_size)
     return found
 
 def report(
@@ -232,7 +243,9 @@ def add_fov(
     views = {key: [' '.join(f'{v:g}' for v in np.round(view, 4)) for view in shared_view(r)] for key, r in registrations.items()}
     keys = list(zip(df.setup.astype(int), df.camera.astype(int)))
     for clip, key in zip(df.clip_id, keys):
-        if key not in views: raise DataError(f'{clip}: setup {key[0]} camera {key[1]} is not registered; run register on its clips or leave them out')
+        if key not in views:
+            raise DataError(f'{clip}: setup {key[0]} camera {key[1]} is not registered; '
+                            'run register on its clips or leave them out')
     return df.assign(**{f'{column}_fov': [views[k][eye] for k in keys] for column, eye in _EYES.items() if column in df})
 
 # %% ../../nbs/datasets/ntu_registration.ipynb #30883a38
@@ -255,5 +268,6 @@ def load_registrations(
     try:
         if data['what'] != _WHAT: raise KeyError
         found = [Registration(**{k: _tuples(v) for k, v in r.items()}) for r in data['registrations']]
-    except (KeyError, TypeError, AttributeError): raise DataError(f'{path}: holds no registrations; expected a file of save_registrations') from None
+    except (KeyError, TypeError, AttributeError):
+        raise DataError(f'{path}: holds no registrations; expected a file of save_registrations') from None
     return {(r.setup, r.camera): r for r in found}

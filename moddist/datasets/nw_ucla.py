@@ -46,7 +46,8 @@ def parse_name(
 
 # %% ../../nbs/datasets/nw_ucla.ipynb #5fb540c5
 NUMBERS = (1, 2, 3, 4, 5, 6, 8, 9, 11, 12) # action number on disk of label 0, 1, 2 ...
-ACTIONS = ('pick up with one hand', 'pick up with two hands', 'drop trash', 'walk around', 'sit down', 'stand up', 'donning', 'doffing', 'throw', 'carry')
+ACTIONS = ('pick up with one hand', 'pick up with two hands', 'drop trash', 'walk around', 'sit down', 'stand up', 'donning',
+           'doffing', 'throw', 'carry')
 
 # %% ../../nbs/datasets/nw_ucla.ipynb #0145fcfc
 _FRAME = re.compile(r'frame_(\d+)_tc_\d+_(rgb\.jpg|depth\.png|skeletons?\.txt)', re.ASCII)
@@ -153,7 +154,9 @@ def index(
     if unknown := (set(signals) - set(SIGNALS)) | (set(single) - {'rgb', 'skeleton'}):
         raise DataError(f'signal {sorted(unknown)[0]!r}: expected some of {", ".join(SIGNALS)}; single files exist for rgb and skeleton')
     rows = _rows(root, signals, single)
-    if not any(rows.values()): raise DataError(f'{root}: no clips; looked for view_1 to view_3, multiview_action_videos/a01 ... and all_sqe, here and in multiview_action')
+    if not any(rows.values()):
+        raise DataError(f'{root}: no clips; looked for view_1 to view_3, multiview_action_videos/a01 ... and all_sqe, '
+                        'here and in multiview_action')
     names = sorted(rows)
     df = name_table(names)
     for key in (*signals, 'numbers'): df[key] = pd.Series([rows[n].get(key, np.nan) for n in names], dtype=object)
@@ -167,7 +170,8 @@ class Protocol:
     train:frozenset # values that train; empty: those that do not test
     test:frozenset # values that test; empty: named by the caller
 
-PROTOCOLS = {f'cross-view-{a}{b}-{c}': Protocol('view', frozenset((a, b)), frozenset((c,))) for a, b, c in ((1, 2, 3), (1, 3, 2), (2, 3, 1))}
+PROTOCOLS = {f'cross-view-{a}{b}-{c}': Protocol('view', frozenset((a, b)), frozenset((c,)))
+             for a, b, c in ((1, 2, 3), (1, 3, 2), (2, 3, 1))}
 PROTOCOLS['leave-subjects-out'] = Protocol('subject', frozenset(), frozenset())
 
 # %% ../../nbs/datasets/nw_ucla.ipynb #2b86eef5
@@ -177,7 +181,8 @@ def _dmcl(
     "DMCL's validation clips: int(5 %/10) per class, in the order of a list shuffled with seed 0, drawn with seed = label"
     n = int(len(train)/10*.05)
     if n == 0 or train.value_counts('label').min() < n or train.label.nunique() < 10:
-        raise ProtocolError(f"validation='dmcl': needs 200 training clips of all ten classes, found {len(train)} clips of {train.label.nunique()} classes; name a subject instead")
+        raise ProtocolError("validation='dmcl': needs 200 training clips of all ten classes, "
+                            f"found {len(train)} clips of {train.label.nunique()} classes; name a subject instead")
     order = train.assign(e=train.clip_id.str[:11]).sort_values(['view', 'e']).index.tolist() # as view_1/a01_s01_e00 sorts
     np.random.RandomState(0).shuffle(order)
     of = {k: [i for i in order if train.label[i] == k] for k in range(10)}
@@ -188,9 +193,11 @@ def _tested(df:pd.DataFrame, protocol:str, subjects:Sequence)->pd.Series: # true
     "What tests; raises `ProtocolError` for an unknown protocol and for subjects that do not fit it"
     if protocol not in PROTOCOLS: raise ProtocolError(f'protocol {protocol!r}: expected one of {", ".join(PROTOCOLS)}')
     p, known = PROTOCOLS[protocol], set(df.subject)
-    if p.test and subjects: raise ProtocolError(f'subjects={list(subjects)}: {protocol} tests on views; subjects are for leave-subjects-out')
+    if p.test and subjects:
+        raise ProtocolError(f'subjects={list(subjects)}: {protocol} tests on views; subjects are for leave-subjects-out')
     if not p.test and not 0 < len(set(subjects) & known) == len(set(subjects)) < len(known):
-        raise ProtocolError(f'subjects={list(subjects)}: expected some, not all, of the subjects here, {", ".join(map(str, sorted(known)))}')
+        raise ProtocolError(f'subjects={list(subjects)}: expected some, not all, of the subjects here, '
+                            f'{", ".join(map(str, sorted(known)))}')
     return df[p.column].isin(p.test or set(subjects))
 
 # %% ../../nbs/datasets/nw_ucla.ipynb #11f3ec70
@@ -205,7 +212,8 @@ def split(
     inside = df[df.split == 'train']
     if validation is None: return df
     if validation != 'dmcl' and validation not in set(inside.subject):
-        raise ProtocolError(f"validation={validation!r}: expected 'dmcl' or a subject that trains, one of {', '.join(map(str, sorted(set(inside.subject))))}")
+        raise ProtocolError(f"validation={validation!r}: expected 'dmcl' or a subject that trains, "
+                            f"one of {', '.join(map(str, sorted(set(inside.subject))))}")
     df.loc[_dmcl(inside) if validation == 'dmcl' else inside.index[inside.subject == validation], 'split'] = 'valid'
     return df
 

@@ -37,7 +37,8 @@ def _says(name:str)->tuple: # (key of MODALITIES or None, the rest of the name)
     if key := _key(name): return key, ''
     cuts = [m.start() for m in re.finditer(r'[_\-. +]', name)]
     parts = [(name[i + 1:], name[:i]) for i in cuts] + [(name[:i], name[i + 1:]) for i in reversed(cuts)]
-    return next(((_key(word), rest) for word, rest in parts if not set(re.split(r'[^a-z0-9]+', word.lower())) <= _FILLERS | {''} and _key(word)), (None, name))
+    return next(((_key(word), rest) for word, rest in parts
+                 if not set(re.split(r'[^a-z0-9]+', word.lower())) <= _FILLERS | {''} and _key(word)), (None, name))
 
 # %% ../../nbs/datasets/own.ipynb #74a75162
 _SPLITS = {word: split for split, words in dict(train='train training', valid='valid val validation dev', test='test testing eval',
@@ -62,7 +63,8 @@ _PAIRS = ({'u', 'v'}, {'x', 'y'}, {'flow_x', 'flow_y'}, {'flow_u', 'flow_v'})
 
 def _cut(name:str)->tuple: # (stem, lower-case suffix)
     "A file name in two; the suffixes of arrays have two dots"
-    return next(((name[:-len(s)], s) for s in (ARRAY_SUFFIX, PICTURES_SUFFIX) if name.endswith(s)), (os.path.splitext(name)[0], os.path.splitext(name)[1].lower()))
+    return next(((name[:-len(s)], s) for s in (ARRAY_SUFFIX, PICTURES_SUFFIX) if name.endswith(s)),
+                (os.path.splitext(name)[0], os.path.splitext(name)[1].lower()))
 
 def _pattern(names:list)->str: # wildcard that fits all of them
     "File names that differ in numbers only, as one wildcard"
@@ -101,7 +103,8 @@ def _sequences(folder:str, names:list)->list: # [(path or pattern, modality or N
 def _flow_pair(parts:tuple, folders:list)->list: # no or one _Leaf
     "Folders u and v (or x and y) of grey pictures are the flow of one clip"
     first = sorted(n for n in os.listdir(folders[0].path) if _cut(n)[1] in _PICTURES)
-    return [_Leaf(parts, os.path.join(_both(*(e.path for e in folders)), _pattern(first)), 'flow', os.path.join(folders[0].path, first[0]))] if first else []
+    return [_Leaf(parts, os.path.join(_both(*(e.path for e in folders)), _pattern(first)), 'flow',
+                  os.path.join(folders[0].path, first[0]))] if first else []
 
 def _walk(folder:str, parts:tuple, others:list)->list: # of _Leaf
     "Everything below a folder that can be a signal of a clip; other files go to `others`"
@@ -110,7 +113,8 @@ def _walk(folder:str, parts:tuple, others:list)->list: # of _Leaf
     folders, files = [e for e in entries if e.is_dir()], [(*_cut(e.name), e.path) for e in entries if not e.is_dir()]
     if parts and not files and {e.name.lower() for e in folders} in _PAIRS and (flow := _flow_pair(parts, folders)): return flow
     if parts and not folders and files and all(end in _PICTURES for _, end, _ in files):
-        return [_Leaf(parts, path, key, os.path.join(folder, n)) for path, key, n in _sequences(folder, [os.path.basename(f) for *_, f in files])]
+        return [_Leaf(parts, path, key, os.path.join(folder, n))
+                for path, key, n in _sequences(folder, [os.path.basename(f) for *_, f in files])]
     found = []
     for stem, end, path in files:
         named = end in _TABLES and any(_says(p)[0] for p in (*parts, stem))
@@ -125,7 +129,9 @@ def _look(file:str)->str: # 'depth' | 'rgb'
     with open(file, 'rb') as f: head = f.read(26)
     if head[:4] != b'\x89PNG' or len(head) < 26 or head[25] not in (0, 4): return 'rgb'
     if head[24] == 16: return 'depth'
-    raise DataError(f'{file}: a grey 8-bit picture may be infrared, a mask, or depth made visible; expected a folder named after what it holds, one of {", ".join(m for m in MODALITIES if MODALITIES[m].is_image)}')
+    raise DataError(f'{file}: a grey 8-bit picture may be infrared, a mask, or depth made visible; '
+                    'expected a folder named after what it holds, one of '
+                    f'{", ".join(m for m in MODALITIES if MODALITIES[m].is_image)}')
 
 # %% ../../nbs/datasets/own.ipynb #fe93717d
 def _roles(root, leaves:list)->list: # one per level: 'split' | 'modality' | 'class' | 'clip' | a column such as 'subject'
@@ -133,7 +139,9 @@ def _roles(root, leaves:list)->list: # one per level: 'split' | 'modality' | 'cl
     depths = pd.Series([len(l.parts) for l in leaves])
     depth = int(depths.mode()[0])
     if (off := depths[depths != depth]).size:
-        raise DataError(f'{leaves[off.index[0]].path}: {off.iloc[0]} level(s) below {root}, where {(depths == depth).sum()} of {len(depths)} others are {depth}; expected all clips at one depth')
+        raise DataError(f'{leaves[off.index[0]].path}: {off.iloc[0]} level(s) below {root}, '
+                        f'where {(depths == depth).sum()} of {len(depths)} others are {depth}; '
+                        'expected all clips at one depth')
     roles = [_role({l.parts[i] for l in leaves}) for i in range(depth - 1)]
     last = {l.parts[-1] for l in leaves}
     pure, any_word = all(_says(n) == (_says(n)[0], '') for n in last), all(_says(n)[0] for n in last)
@@ -141,10 +149,15 @@ def _roles(root, leaves:list)->list: # one per level: 'split' | 'modality' | 'cl
     free = [i for i, r in enumerate(roles) if r is None]
     if roles[-1] == 'modality' and free: roles[free.pop()] = 'clip'
     names = leaves[0].parts
-    if not free: raise DataError(f'{leaves[0].path}: no folder on its way names its class; expected {root}/<class>/<clip>, or a CSV with the columns action and {_says(names[-1])[0] or "rgb"}')
-    if len(free) > 1: raise DataError(f'{leaves[0].path}: both {names[free[0]]!r} and {names[free[1]]!r} could be its class; expected one such level, and words such as train, rgb, subject01 for the others')
+    if not free:
+        raise DataError(f'{leaves[0].path}: no folder on its way names its class; expected {root}/<class>/<clip>, '
+                        f'or a CSV with the columns action and {_says(names[-1])[0] or "rgb"}')
+    if len(free) > 1:
+        raise DataError(f'{leaves[0].path}: both {names[free[0]]!r} and {names[free[1]]!r} could be its class; '
+                        'expected one such level, and words such as train, rgb, subject01 for the others')
     roles[free[0]] = 'class'
-    if twice := [r for r in roles if roles.count(r) > 1]: raise DataError(f'{leaves[0].path}: two levels of it name a {twice[0]}; expected one')
+    if twice := [r for r in roles if roles.count(r) > 1]:
+        raise DataError(f'{leaves[0].path}: two levels of it name a {twice[0]}; expected one')
     return roles
 
 # %% ../../nbs/datasets/own.ipynb #7a2a2d10
@@ -155,7 +168,8 @@ def _place(leaf:_Leaf, roles:list)->tuple: # ({role: name}, column)
     if said is not None:
         said = said.removeprefix(at['clip']).strip('_-. ') if said.startswith(at['clip']) and _says(said)[1] else said
         key, rest = _says(said)
-        if leaf.kind in ('audio', 'skeleton', 'flow') and key != leaf.kind: raise DataError(f'{leaf.path}: lies where {key} is expected, but its files are {leaf.kind}; move it')
+        if leaf.kind in ('audio', 'skeleton', 'flow') and key != leaf.kind:
+            raise DataError(f'{leaf.path}: lies where {key} is expected, but its files are {leaf.kind}; move it')
         at['clip'] = _says(at['clip'])[1] if _says(at['clip'])[0] == key and _says(at['clip'])[1] else at['clip']
         return at, re.sub(r'[^a-z0-9]+', '_', said.lower()) if rest else key
     key, rest = _says(at['clip'])
@@ -171,7 +185,8 @@ def _ids(rows:pd.DataFrame, roles:list)->list: # clip ids
         ids = ['_'.join(row) for row in rows[columns].itertuples(index=False)]
         if len(set(ids)) == len(ids): return ids
     same = rows[pd.Series(ids) == pd.Series(ids)[pd.Series(ids).duplicated()].iloc[0]]
-    raise DataError(f'{" and ".join("/".join(r) for r in same[columns].itertuples(index=False))}: two clips that would have one name; rename one of them')
+    raise DataError(f'{" and ".join("/".join(r) for r in same[columns].itertuples(index=False))}: '
+                    'two clips that would have one name; rename one of them')
 
 def _number(values:pd.Series)->pd.Series: # int where all are numbers
     "'subject07' -> 7, 'actor_b' -> 'b'"
@@ -185,7 +200,9 @@ def _gather(root, leaves:list, roles:list)->pd.DataFrame:
         at, column = _place(leaf, roles)
         if 'split' in at: at['split'] = _SPLITS[at['split'].lower()]
         row = clips.setdefault(tuple(sorted(at.items())), dict(at))
-        if f'path {column}' in row: raise DataError(f'{leaf.path}: the clip has another file for {column}, {row[f"path {column}"]}; keep one of them')
+        if f'path {column}' in row:
+            raise DataError(f'{leaf.path}: the clip has another file for {column}, {row[f"path {column}"]}; '
+                            'keep one of them')
         row[f'path {column}'] = leaf.path
     rows = pd.DataFrame(list(clips.values())).sort_values([r for r in roles if r != 'modality'], ignore_index=True)
     columns = sorted((c.removeprefix('path ') for c in rows if c.startswith('path ')), key=lambda c: ([*MODALITIES, c].index(c), c))
@@ -223,7 +240,9 @@ def _index_folder(root:Path)->tuple: # (clip index, what was understood)
     "Read a tree of clips"
     others = []
     leaves = _walk(str(root), (), others)
-    if not leaves: raise DataError(f'{root}: no clips; expected videos, folders of pictures or sound below it, as in {root}/<class>/<clip>.mp4, or a CSV')
+    if not leaves:
+        raise DataError(f'{root}: no clips; expected videos, folders of pictures or sound below it, '
+                        f'as in {root}/<class>/<clip>.mp4, or a CSV')
     roles = _roles(root, leaves)
     df = _gather(root, leaves, roles)
     more = f'; {len(others)} other file(s) left out, such as {os.path.basename(others[0])}' if others else ''
@@ -246,10 +265,14 @@ def write_index(
         text = not pd.api.types.is_numeric_dtype(df[name]) or pd.api.types.is_bool_dtype(df[name])
         odd = [v for v in df[name] if not isinstance(v, (str, os.PathLike)) and not pd.isna(v)] if text else []
         if odd or not isinstance(name, str) or set(name) & set('",\n\r'):
-            raise DataError(f'{path}: column {name!r} ' + (f'holds {odd[0]!r}; expected text or numbers' if odd else 'has no plain name; rename it'))
+            raise DataError(f'{path}: column {name!r} ' + (f'holds {odd[0]!r}; expected text or numbers'
+                                                           if odd else 'has no plain name; rename it'))
         heads.append(f'"{name}"' if text else name)
-        if _has_paths(name, df[name]): out[name] = [_relative(str(v), path.parent) if isinstance(v, (str, os.PathLike)) and str(v) else None for v in df[name]]
-    with atomic(path) as tmp: tmp.write_text(','.join(heads) + '\n' + out.to_csv(index=False, header=False, lineterminator='\n'), encoding='utf-8')
+        if _has_paths(name, df[name]):
+            out[name] = [_relative(str(v), path.parent) if isinstance(v, (str, os.PathLike)) and str(v) else None
+                         for v in df[name]]
+    with atomic(path) as tmp:
+        tmp.write_text(','.join(heads) + '\n' + out.to_csv(index=False, header=False, lineterminator='\n'), encoding='utf-8')
     return path
 
 def _relative(path:str, base:Path)->str:
@@ -267,13 +290,18 @@ def _typed(values:pd.Series)->pd.Series:
 
 def _table(file:Path)->pd.DataFrame:
     "A CSV as text and numbers; `DataError` names the file and what is wrong with it"
-    if _cut(file.name)[1] in _FILES.keys() | _PICTURES: raise DataError(f'{file}: a clip, not a table of clips; expected a CSV with one row per clip, or the folder that holds the clips')
+    if _cut(file.name)[1] in _FILES.keys() | _PICTURES:
+        raise DataError(f'{file}: a clip, not a table of clips; expected a CSV with one row per clip, '
+                        'or the folder that holds the clips')
     try:
         with open(file, encoding='utf-8-sig') as f: head = f.readline().rstrip('\r\n')
         df = pd.read_csv(file, sep=max(',;\t', key=head.count), dtype=str, encoding='utf-8-sig', keep_default_na=False, na_values=[''])
     except FileNotFoundError: raise DataError(f'{file}: no such file; expected a CSV with one row per clip') from None
-    except UnicodeDecodeError: raise DataError(f'{file}: not UTF-8 text; expected a CSV with one row per clip, saved as "CSV UTF-8"') from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as e: raise DataError(f'{file}: not a readable CSV ({str(e).splitlines()[0].strip()}); expected one header line and one row per clip') from None
+    except UnicodeDecodeError:
+        raise DataError(f'{file}: not UTF-8 text; expected a CSV with one row per clip, saved as "CSV UTF-8"') from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as e:
+        raise DataError(f'{file}: not a readable CSV ({str(e).splitlines()[0].strip()}); '
+                        'expected one header line and one row per clip') from None
     if df.empty: raise DataError(f'{file}: has no rows; expected one per clip')
     quoted, text = set(re.findall(r'"([^"]*)"', head)), {'clip_id', 'id', 'name', 'action', 'split', 'video'}
     df = df.assign(**{c: _typed(df[c]) for c in df if c not in quoted and c.strip().lower() not in text})
@@ -287,7 +315,9 @@ def _named(df:pd.DataFrame, file:Path)->pd.DataFrame:
     "Columns under the names the library knows, however they are capitalised; `DataError` when two have one name"
     names = {c: low if (low := c.strip().lower()) in _KNOWN | _COLUMNS.keys() else c.strip() for c in df}
     for a, b in zip(names, pd.Series(names.values()).duplicated(keep=False)):
-        if b: raise DataError(f'{file}: the columns {" and ".join(repr(c) for c in names if names[c] == names[a])} have one name, {names[a]}; keep one or rename the others')
+        if b:
+            raise DataError(f'{file}: the columns {" and ".join(repr(c) for c in names if names[c] == names[a])} have one '
+                            f'name, {names[a]}; keep one or rename the others')
     df = df.rename(columns=names)
     for c, to in _COLUMNS.items():
         if c in df and to not in df: df = df.rename(columns={c: to})
@@ -302,7 +332,8 @@ def is_index(
 
 def _absolute(values:pd.Series, base:str)->pd.Series:
     "Paths of a CSV as paths from here"
-    return pd.Series([os.path.normpath(os.path.join(base, v)) if isinstance(v, str) else np.nan for v in values], values.index, dtype=object)
+    return pd.Series([os.path.normpath(os.path.join(base, v)) if isinstance(v, str) else np.nan for v in values],
+                     values.index, dtype=object)
 
 def read_index(
     path, # CSV file written by `write_index`
@@ -312,7 +343,9 @@ def read_index(
     df, base = _table(path), str(path.parent)
     ours = df.attrs.pop('written here')
     if not ours: df = _named(df, path)
-    if lost := [c for c in ('clip_id', 'label') if c not in df]: raise DataError(f'{path}: no column {lost[0]!r}; expected a file written by write_index (moddist.datasets.own.index reads tables of your own)')
+    if lost := [c for c in ('clip_id', 'label') if c not in df]:
+        raise DataError(f'{path}: no column {lost[0]!r}; expected a file written by write_index (moddist.datasets.own.index '
+                        'reads tables of your own)')
     return df.assign(**{c: _absolute(df[c], base) for c in df if _has_paths(c, df[c], base)}) if ours else _signal_columns(df, base)
 
 # %% ../../nbs/datasets/own.ipynb #e825598a
@@ -337,7 +370,9 @@ def _labels(df:pd.DataFrame, file:Path)->pd.DataFrame:
         df['label'] = df.action.map(classes)
     free = df.split.eq('unlabelled') if 'split' in df else pd.Series(False, df.index)
     bad = df.label.isna() & ~free | df.label.notna() & (df.label % 1 != 0)
-    if bad.any(): raise DataError(f'{file} line {df.index[bad][0] + 2}: label {df.label[bad].iloc[0]}; expected a class, or a whole number, or the split unlabelled')
+    if bad.any():
+        raise DataError(f'{file} line {df.index[bad][0] + 2}: label {df.label[bad].iloc[0]}; expected a class, '
+                        'or a whole number, or the split unlabelled')
     return df.assign(label=df.label.fillna(-1).astype(int), action=df.action.fillna(''))
 
 # %% ../../nbs/datasets/own.ipynb #c7711b5a
@@ -346,9 +381,13 @@ def _index_table(file:Path)->tuple: # (clip index, what was understood)
     df = _named(_table(file), file)
     df.attrs.clear()
     df = _signal_columns(df, str(file.parent))
-    if not signals_of(df): raise DataError(f'{file}: no column holds paths of clips; expected one per signal such as rgb or depth, found {", ".join(df.columns)}')
+    if not signals_of(df):
+        raise DataError(f'{file}: no column holds paths of clips; expected one per signal such as rgb or depth, '
+                        f'found {", ".join(df.columns)}')
     if 'split' in df:
-        if (odd := ~df.split.str.lower().isin(_SPLITS)).any(): raise DataError(f'{file} line {df.index[odd][0] + 2}: split {df.split[odd].iloc[0]!r}; expected train, valid, test or unlabelled')
+        if (odd := ~df.split.str.lower().isin(_SPLITS)).any():
+            raise DataError(f'{file} line {df.index[odd][0] + 2}: split {df.split[odd].iloc[0]!r}; expected train, valid, '
+                            'test or unlabelled')
         df['split'] = df.split.str.lower().map(_SPLITS)
     df = _labels(df, file)
     if 'clip_id' not in df:
@@ -403,13 +442,20 @@ def split_by(
 )->pd.DataFrame: # a copy with the column split: 'train' | 'valid' | 'test'
     "Split by groups, classes in proportion as well as groups allow; depends on names and seed only, not on the order of the rows; raises `ProtocolError` when it cannot be done"
     shares = {s: v for s, v in dict(train=1 - valid - test, valid=valid, test=test).items() if v > 0}
-    if min(valid, test) < 0 or valid + test >= 1 - 1e-9: raise ProtocolError(f'valid={valid}, test={test}: expected shares of 0 or more that leave something to train on')
-    if group is not None and group not in df: raise ProtocolError(f'group={group!r}: no such column; expected one of {", ".join(map(str, df.columns))}, or None{_how_to_give(group)}')
+    if min(valid, test) < 0 or valid + test >= 1 - 1e-9:
+        raise ProtocolError(f'valid={valid}, test={test}: expected shares of 0 or more that leave something to train on')
+    if group is not None and group not in df:
+        raise ProtocolError(f'group={group!r}: no such column; expected one of {", ".join(map(str, df.columns))}, '
+                            f'or None{_how_to_give(group)}')
     units = df[group or 'clip_id']
     for bad, what in ((units.isna(), f'no {group or "clip_id"}'), (~(df.label >= 0), 'no label')):
-        if bad.any(): raise ProtocolError(f'{df.clip_id[bad].iloc[0]}: {what}, so it cannot be split ({bad.sum()} of {len(df)} clips); fill it in or leave such clips out')
+        if bad.any():
+            raise ProtocolError(f'{df.clip_id[bad].iloc[0]}: {what}, so it cannot be split ({bad.sum()} of {len(df)} '
+                                'clips); fill it in or leave such clips out')
     counts = pd.crosstab(units.astype(str), df.label)
-    if len(counts) < len(shares): raise ProtocolError(f'{len(counts)} value(s) of {group or "clip_id"} for {len(shares)} sides; expected at least one each, use fewer sides or another group')
+    if len(counts) < len(shares):
+        raise ProtocolError(f'{len(counts)} value(s) of {group or "clip_id"} for {len(shares)} sides; '
+                            'expected at least one each, use fewer sides or another group')
     luck = pd.Series([rng('split', seed, g).random() for g in counts.index], counts.index)
     counts = counts.loc[pd.DataFrame(dict(n=-counts.sum(axis=1), luck=luck)).sort_values(['n', 'luck']).index]
     side = dict(zip(counts.index, np.array(list(shares))[_deal(counts.to_numpy(), np.array(list(shares.values())))]))

@@ -55,7 +55,9 @@ def class_ids(
     if label_order == 'file': ids = labels
     elif label_order == 'alphabetical': ids = {name: k for k, name in enumerate(sorted(labels))}
     else:
-        if strange := [n for n in labels if n not in ACTIONS]: raise DataError(f'class {strange[0]!r}: Something-Something V2 has no class of this name; use label_order="file" or "alphabetical"')
+        if strange := [n for n in labels if n not in ACTIONS]:
+            raise DataError(f'class {strange[0]!r}: Something-Something V2 has no class of this name; '
+                            'use label_order="file" or "alphabetical"')
         ids = {name: ACTIONS.index(name) for name in labels}
     return dict(sorted(ids.items(), key=lambda item: item[1]))
 
@@ -65,8 +67,11 @@ def remap(
     new:dict, # class name: id it shall have, 0 to K - 1
 )->list: # [K] the old id of each new class: new_weight = old_weight[ids], new_logits = old_logits[..., ids]
     "How to move the last layer from one numbering to another, by name; `DataError` for a class the old one does not know"
-    if lost := [n for n in new if n not in old]: raise DataError(f'class {lost[0]!r}: the checkpoint does not know it ({len(lost)} of {len(new)} classes); it was trained on other classes')
-    if sorted(new.values()) != list(range(len(new))): raise DataError(f'ids {sorted(new.values())[:4]}...: expected 0 to {len(new) - 1}, each once')
+    if lost := [n for n in new if n not in old]:
+        raise DataError(f'class {lost[0]!r}: the checkpoint does not know it ({len(lost)} of {len(new)} classes); '
+                        'it was trained on other classes')
+    if sorted(new.values()) != list(range(len(new))):
+        raise DataError(f'ids {sorted(new.values())[:4]}...: expected 0 to {len(new) - 1}, each once')
     return [old[name] for name in sorted(new, key=new.get)]
 
 # %% ../../nbs/datasets/something_else.ipynb #4f29302f
@@ -80,7 +85,8 @@ def read_split(
     ids = class_ids(read_labels(_file(root, protocol, 0)), label_order)
     rows = [read_list(_file(root, protocol, 1 + ('train', 'valid').index(s)), ids).assign(split=s) for s in lists]
     df = pd.concat(rows, ignore_index=True)
-    if (again := df.clip_id.duplicated()).any(): raise DataError(f'{root}: clip {df.clip_id[again].iloc[0]} is listed twice for {protocol}; fetch the splits again')
+    if (again := df.clip_id.duplicated()).any():
+        raise DataError(f'{root}: clip {df.clip_id[again].iloc[0]} is listed twice for {protocol}; fetch the splits again')
     return df
 
 def split(
@@ -110,7 +116,9 @@ def index(
     paths = _box_files(Path(boxes or Path(root)/'boxes'))
     files = media(videos or root).merge(pd.DataFrame(paths.items(), columns=['clip_id', 'boxes'], dtype=object), 'outer', on='clip_id')
     df = split(files, protocol, root, label_order, lists)
-    if df[['rgb', 'flow', 'boxes']].isna().all(None): raise DataError(f'{videos or root}: none of the {len(df)} clips of {protocol} has a video, frames or boxes; name the folders with videos= and boxes=')
+    if df[['rgb', 'flow', 'boxes']].isna().all(None):
+        raise DataError(f'{videos or root}: none of the {len(df)} clips of {protocol} has a video, frames or boxes; '
+                        'name the folders with videos= and boxes=')
     return df
 
 # %% ../../nbs/datasets/something_else.ipynb #3241361a
@@ -159,7 +167,9 @@ def _frames(frames:list, size:tuple)->list: # float32 [n, 8] per frame
         i = int(name[1]) - 1 if name else n
         if i < 0 or i in found: raise ValueError(f'frame number {i + 1}: expected the numbers 1, 2, ..., each once')
         try: found[i] = _rows(frame, size)
-        except (KeyError, TypeError, AttributeError, ValueError) as e: raise ValueError(f'frame {i + 1}: {type(e).__name__} {e}; expected labels with box2d, or boxes with x1 y1 x2 y2 and category') from None
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            raise ValueError(f'frame {i + 1}: {type(e).__name__} {e}; expected labels with box2d, '
+                             'or boxes with x1 y1 x2 y2 and category') from None
     return [found.get(i, np.zeros((0, 8), np.float32)) for i in range(max(found, default=-1) + 1)]
 
 # %% ../../nbs/datasets/something_else.ipynb #72a3a7de
@@ -208,7 +218,8 @@ def _clips(part)->Iterator: # clip id, frames, (height, width) or None
     for key, value in stream_json(part):
         try: clip, frames, size = (value['id'], value['frames'], value.get('size')) if key is None else (key, value, None)
         except (KeyError, TypeError): raise DataError(f'{part}: {str(value)[:60]}: expected an object with id and frames') from None
-        if not re.fullmatch(r'[\w-]+', str(clip)) or not isinstance(frames, list): raise DataError(f'{part}: video {str(clip)[:40]!r}: expected a plain id and a list of frames')
+        if not re.fullmatch(r'[\w-]+', str(clip)) or not isinstance(frames, list):
+            raise DataError(f'{part}: video {str(clip)[:40]!r}: expected a plain id and a list of frames')
         yield str(clip), frames, tuple(size)[::-1] if size else None
 
 # %% ../../nbs/datasets/something_else.ipynb #c2f0d821
@@ -245,7 +256,8 @@ def check_frames(
 )->pd.DataFrame: # clip_id, video (frames), rate (frames/s; 12 where unknown), expected (box frames for this video), boxes (frames), fits, problem (why a file cannot be read)
     "Do box lists span the same time as their videos? One row per clip that has both; opens every file"
     rows = []
-    for clip, rgb, boxes in progress(df.dropna(subset=['rgb', 'boxes'])[['clip_id', 'rgb', 'boxes']].values.tolist(), 'frames', unit='clip'):
+    for clip, rgb, boxes in progress(df.dropna(subset=['rgb', 'boxes'])[['clip_id', 'rgb', 'boxes']].values.tolist(),
+                                     'frames', unit='clip'):
         try:
             n, rate = frame_shape(rgb, MODALITIES['rgb'])[0], frame_rate(rgb)
             rate = ANNOTATED_FPS if math.isnan(rate) else rate

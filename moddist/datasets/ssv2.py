@@ -74,8 +74,12 @@ def _package(
     "The files of the label package; `DataError` when there is none, or more than one"
     places = [Path(folder)] if folder else [root, root/'labels', root/'annotations']
     found = [(d, n) for d in places for n in _NAMINGS if (d/n.format('labels')).is_file()]
-    if not found: raise DataError(f'{places[0]}: no label package; expected something-something-v2-labels.json or labels.json here, in labels, or in annotations')
-    if len(found) > 1: raise DataError(f'{found[0][0]/found[0][1].format("labels")} and {found[1][0]/found[1][1].format("labels")}: two label packages; keep one, or name its folder with labels=')
+    if not found:
+        raise DataError(f'{places[0]}: no label package; expected something-something-v2-labels.json or labels.json here, '
+                        'in labels, or in annotations')
+    if len(found) > 1:
+        raise DataError(f'{found[0][0]/found[0][1].format("labels")} and {found[1][0]/found[1][1].format("labels")}: '
+                        'two label packages; keep one, or name its folder with labels=')
     return {p: found[0][0]/found[0][1].format(p) for p in ('labels', *_PARTS)}
 
 # %% ../../nbs/datasets/ssv2.ipynb #0cc66b5a
@@ -85,8 +89,10 @@ def read_labels(
     "The classes of a label map as the file numbers them; `DataError` unless the ids are 0 to K - 1, each once"
     names = read_json(file)
     try: ids = {class_name(name): int(k) for name, k in names.items()}
-    except (AttributeError, TypeError, ValueError): raise DataError(f'{file}: expected a map from class names to numbers, as in {{"Holding something": "16"}}') from None
-    if sorted(ids.values()) != list(range(len(ids))) or not ids: raise DataError(f'{file}: {len(ids)} classes, expected the ids 0 to {len(ids) - 1}, each once; fetch the file again')
+    except (AttributeError, TypeError, ValueError):
+        raise DataError(f'{file}: expected a map from class names to numbers, as in {{"Holding something": "16"}}') from None
+    if sorted(ids.values()) != list(range(len(ids))) or not ids:
+        raise DataError(f'{file}: {len(ids)} classes, expected the ids 0 to {len(ids) - 1}, each once; fetch the file again')
     return ids
 
 # %% ../../nbs/datasets/ssv2.ipynb #db2f3b74
@@ -97,10 +103,15 @@ def read_list(
     "The clips of a list; `DataError` names the entry that is malformed or whose template is no class"
     rows = []
     for n, e in enumerate(read_json(file)):
-        if not isinstance(e, dict) or not str(e.get('id', '')): raise DataError(f'{file} entry {n}: {str(e)[:60]}: expected an object with an id')
+        if not isinstance(e, dict) or not str(e.get('id', '')):
+            raise DataError(f'{file} entry {n}: {str(e)[:60]}: expected an object with an id')
         name = class_name(str(e.get('template', ''))) if labels is not None else ''
-        if labels is not None and not name: raise DataError(f'{file} entry {n}: clip {e["id"]} has no template, so no label; take the list of the label package')
-        if name and name not in labels: raise DataError(f'{file} entry {n}: clip {e["id"]}: template {e["template"]!r} is none of the {len(labels)} classes; label map and list must come together')
+        if labels is not None and not name:
+            raise DataError(f'{file} entry {n}: clip {e["id"]} has no template, so no label; '
+                            'take the list of the label package')
+        if name and name not in labels:
+            raise DataError(f'{file} entry {n}: clip {e["id"]}: template {e["template"]!r} is none of the {len(labels)} '
+                            'classes; label map and list must come together')
         rows.append((str(e['id']), labels[name] if name else -1, name, '; '.join(e.get('placeholders', ()))))
     return pd.DataFrame(rows, columns=['clip_id', 'label', 'action', 'objects'])
 
@@ -110,7 +121,9 @@ def _answers(file:Path, labels:dict)->dict: # clip id: class name
     found = {}
     for n, line in enumerate(file.read_text().splitlines(), 1):
         clip, _, name = line.strip().partition(';')
-        if name not in labels: raise DataError(f'{file} line {n}: {line[:60]!r}: expected an id, a semicolon and one of the {len(labels)} classes')
+        if name not in labels:
+            raise DataError(f'{file} line {n}: {line[:60]!r}: expected an id, a semicolon and one of the {len(labels)} '
+                            'classes')
         found[clip] = name
     return found
 
@@ -141,9 +154,11 @@ def media(
     "Videos, extracted frames and flow of all clips, from names alone"
     root = Path(root)
     if not root.is_dir(): raise DataError(f'{root}: no such folder; expected the one that holds 20bn-something-something-v2 or rawframes')
-    kinds = dict(videos=_videos(root), rawframes=_images(root, 'rawframes', 'img_{:05d}.jpg', 'img_*.jpg'), frames=_images(root, 'frames', '{:04d}.jpg', '*.jpg'))
+    kinds = dict(videos=_videos(root), rawframes=_images(root, 'rawframes', 'img_{:05d}.jpg', 'img_*.jpg'),
+                 frames=_images(root, 'frames', '{:04d}.jpg', '*.jpg'))
     if pictures not in ('auto', *kinds): raise DataError(f'pictures={pictures!r}: expected auto, {", ".join(kinds)}')
-    paths = dict(rgb=max(kinds.values(), key=len) if pictures == 'auto' else kinds[pictures], flow=_images(root, 'rawframes', 'flow_x_{:05d}.jpg', 'flow_{x,y}_*.jpg'))
+    paths = dict(rgb=max(kinds.values(), key=len) if pictures == 'auto' else kinds[pictures],
+                 flow=_images(root, 'rawframes', 'flow_x_{:05d}.jpg', 'flow_{x,y}_*.jpg'))
     df = pd.DataFrame({'clip_id': sorted(set().union(*paths.values()), key=int)}, dtype=object)
     return df.assign(**{key: df.clip_id.map(where).astype(object) for key, where in paths.items()})
 
@@ -161,7 +176,9 @@ def index(
     names = read_labels(files['labels'])
     lists = {p: read_list(files[p], None if p == 'test' else names) for p in _PARTS if p != 'test' or files[p].is_file()}
     df = pd.concat([rows.assign(part=p) for p, rows in lists.items()], ignore_index=True)
-    if (again := df.clip_id.duplicated()).any(): raise DataError(f'{files["train"].parent}: clip {df.clip_id[again].iloc[0]} is listed twice; fetch the label package again')
+    if (again := df.clip_id.duplicated()).any():
+        raise DataError(f'{files["train"].parent}: clip {df.clip_id[again].iloc[0]} is listed twice; '
+                        'fetch the label package again')
     answers = df.clip_id.map(_answers(files['labels'].with_name('test-answers.csv'), names)).where(df.part == 'test')
     df = df.assign(action=answers.fillna(df.action), label=answers.map(names).fillna(df.label).astype(int)).merge(media(root, pictures), 'left', on='clip_id')
     if df[['rgb', 'flow']].isna().all(None): raise DataError(f'{root}: none of the {len(df)} listed clips has a file; looked for {_LOOKED}')
@@ -177,7 +194,9 @@ def hold_out(
     if not 0 < share <= .5: raise ProtocolError(f'share={share}: expected above 0 and at most 0.5')
     drawn = []
     for label, rows in df[df.split == 'train'].sort_values('clip_id').groupby('label'):
-        if len(rows) < 2: raise ProtocolError(f'clip {rows.clip_id.iloc[0]} is the only training clip of class {label}: nothing is left for validation; use the lists as they are')
+        if len(rows) < 2:
+            raise ProtocolError(f'clip {rows.clip_id.iloc[0]} is the only training clip of class {label}: '
+                                'nothing is left for validation; use the lists as they are')
         drawn += list(rng('hold out', seed, int(label)).choice(rows.index, max(1, round(share*len(rows))), replace=False))
     new = df.split.replace({'valid': 'test', 'test': 'unlabelled'})
     new[drawn] = 'valid'

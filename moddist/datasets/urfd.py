@@ -52,7 +52,8 @@ def _frame_labels(
     file = root/'frame_features_cam0.csv'
     df = _table(file, ('sequence', 'frame', 'label'))
     last = df.sequence.map(n_frames)
-    for bad, expected in ((last.isna(), 'a sequence of index.csv'), (~df.label.isin((-1, 0, 1)), 'label -1, 0 or 1'), (~df.frame.between(1, last), 'a frame of the video, counted from 1')):
+    for bad, expected in ((last.isna(), 'a sequence of index.csv'), (~df.label.isin((-1, 0, 1)), 'label -1, 0 or 1'),
+                          (~df.frame.between(1, last), 'a frame of the video, counted from 1')):
         if not bad.any(): continue
         row = df.iloc[n := bad.argmax()]
         raise DataError(f'{file} line {n + 2}: sequence {row.sequence}, frame {row.frame}, label {row.label}: expected {expected}')
@@ -98,7 +99,8 @@ def _videos(
 def _person_folds(df:pd.DataFrame)->list: # per fold: (test sequences, validation sequences)
     "One fold per person; the first sequence of each other person validates"
     if df.person.isna().any():
-        raise ProtocolError(f'{df.sequence[df.person.isna()].iloc[0]}: its person is not known, person-disjoint cannot place it; use index(..., paired=True) or sequence-disjoint')
+        raise ProtocolError(f'{df.sequence[df.person.isna()].iloc[0]}: its person is not known, '
+                            'person-disjoint cannot place it; use index(..., paired=True) or sequence-disjoint')
     first = df.groupby('person').sequence.min()
     return [(set(df.sequence[df.person == p]), set(first.drop(p))) for p in first.index]
 

@@ -36,7 +36,8 @@ def parse_name(
     "Read the name of a UTD-MHAD clip; raises `DataError` when `stem` is outside the grammar"
     m = re.fullmatch(_STEM, stem, re.ASCII)
     name = Name(*map(int, m.groups())) if m else None
-    if name is None or any(v > last for v, last in zip(name, _LAST)): raise DataError(f'{stem!r} is no UTD-MHAD clip name: expected {_GRAMMAR}')
+    if name is None or any(v > last for v, last in zip(name, _LAST)):
+        raise DataError(f'{stem!r} is no UTD-MHAD clip name: expected {_GRAMMAR}')
     return name
 
 # %% ../../nbs/datasets/utd_mhad.ipynb #9e1c15ae
@@ -69,7 +70,8 @@ def _scan(root, folder:str, end:str)->dict: # clip name: path
             stem = e.name.removesuffix(end)
             try: parse_name(stem)
             except DataError: stem = None
-            if stem is None or not e.name.endswith(end): raise DataError(f'{e.path}: expected <clip>{end}, where <clip> is {_GRAMMAR}; move or rename it')
+            if stem is None or not e.name.endswith(end):
+                raise DataError(f'{e.path}: expected <clip>{end}, where <clip> is {_GRAMMAR}; move or rename it')
             if stem in found: raise DataError(f'{e.path}: the clip is also at {found[stem]}; keep one of them')
             found[stem] = e.path
     return found

@@ -99,7 +99,8 @@ def name_table(
     names:Iterable[Name], # of clips
 )->pd.DataFrame: # clip_id, label, action, subject, view
     "The columns of the clip index that follow from the names, in the order given"
-    df = pd.DataFrame([(n.stem, n.action - 1, ACTIONS[n.action - 1], n.subject, n.view) for n in names], columns=['clip_id', 'label', 'action', 'subject', 'view'])
+    df = pd.DataFrame([(n.stem, n.action - 1, ACTIONS[n.action - 1], n.subject, n.view) for n in names],
+                      columns=['clip_id', 'label', 'action', 'subject', 'view'])
     return df.astype(dict(label=int, subject=int, view=int))
 
 # %% ../../nbs/datasets/uwa3d.ipynb #fbbdf13b
@@ -111,12 +112,14 @@ def index(
     paired:bool=False, # only clips with both colour and depth
 )->pd.DataFrame: # clip index, sorted by clip_id; paths are NaN where missing, `numbers` where colour and depth have the same frames
     "One row per clip that occurs in any release, from file names alone; raises `DataError` for a misplaced or double clip, or when nothing is found"
-    if not os.path.isdir(root): raise DataError(f'{root}: no such folder; expected the one that holds UWA3D-RGB, UWA3D-Depth, ActionsSkeleton')
+    if not os.path.isdir(root):
+        raise DataError(f'{root}: no such folder; expected the one that holds UWA3D-RGB, UWA3D-Depth, ActionsSkeleton')
     found = dict(rgb=_scan(root, 'rgb'), depth=_depth(root, depth), skeleton=_scan(root, 'skeleton'))
     names = sorted(set().union(*found.values()))
     if not names: raise DataError(f'{root}: no clips; looked for {", ".join(p for places, _ in _PLACES.values() for p in places)}')
     frames = {key: {n: _frames(path, end) for n, path in found[key].items()} for key, end in dict(rgb='.jpg', depth='.png').items()}
-    rows = [_pair(frames['rgb'].get(n), frames['depth'].get(n)) | ({'skeleton': found['skeleton'][n]} if n in found['skeleton'] else {}) for n in names]
+    rows = [_pair(frames['rgb'].get(n), frames['depth'].get(n)) | ({'skeleton': found['skeleton'][n]}
+                                                                   if n in found['skeleton'] else {}) for n in names]
     df = name_table(names)
     for key in (*SIGNALS, 'numbers'): df[key] = pd.Series([r.get(key, np.nan) for r in rows], dtype=object)
     return df.dropna(subset=['rgb', 'depth']).reset_index(drop=True) if paired else df
@@ -133,7 +136,8 @@ class Protocol:
 
 _PAIRS = ((1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4))
 RUNS = tuple(f'cross-view-{a}{b}-{c}' for a, b in _PAIRS for c in range(1, 5) if c not in (a, b)) # the twelve, in the order of the tables
-PROTOCOLS = {name: Protocol(*(frozenset(map(int, side)) for side in name.split('-')[2:])) for name in (*RUNS, 'cross-view-123-4', 'cross-view-34-12')}
+PROTOCOLS = {name: Protocol(*(frozenset(map(int, side)) for side in name.split('-')[2:]))
+             for name in (*RUNS, 'cross-view-123-4', 'cross-view-34-12')}
 
 # %% ../../nbs/datasets/uwa3d.ipynb #7a2d03d7
 def split(
@@ -148,7 +152,8 @@ def split(
     df['split'] = np.where(df.view.isin(p.test), 'test', 'train')
     train = df[df.split == 'train']
     if validation is not None and validation not in set(train.subject):
-        raise ProtocolError(f'validation={validation!r}: expected a subject with training clips, one of {", ".join(map(str, sorted(set(train.subject))))}')
+        raise ProtocolError(f'validation={validation!r}: expected a subject with training clips, '
+                            f'one of {", ".join(map(str, sorted(set(train.subject))))}')
     df.loc[train.index[train.subject == validation], 'split'] = 'valid'
     return df
 
