@@ -25,8 +25,9 @@ evidence: $(VENV)/.installed-dev
 	$(BIN)/moddist evaluate $(foreach s,0 1 2 3 4,runs/evidence/d102-s$(s)) --groups subject --out bench/results/gap-102.json
 	$(BIN)/python bench/ablation.py --seeds 5 --data-seeds 101 102
 	$(BIN)/python bench/stress.py --data-seed 101
-	$(BIN)/python bench/evidence.py --seeds 3 --data-seeds 203 204 --views
-	$(BIN)/moddist evaluate $(foreach s,0 1 2,runs/evidence/d203v-s$(s)) --groups subject --out bench/results/gap-203-views.json
+	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 203 204 --views
+	$(BIN)/moddist evaluate $(foreach s,0 1 2 3 4,runs/evidence/d203v-s$(s)) --groups subject --out bench/results/gap-203-views.json
+	$(BIN)/moddist evaluate $(foreach s,0 1 2 3 4,runs/evidence/d204v-s$(s)) --groups subject --out bench/results/gap-204-views.json
 	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 101 --cross-view
 	$(BIN)/python bench/evidence.py --seeds 5 --data-seeds 205 206 --pairs 11
 	$(BIN)/moddist evaluate $(foreach s,0 1 2 3 4,runs/evidence/d205p11-s$(s)) --groups subject --out bench/results/gap-205-pairs.json

@@ -70,7 +70,8 @@ def summary(args):
         runs = [read_json(f) for f in sorted(Path(args.runs).glob(f'd{d}{kind(args)}-s*/test.json'))]
         if not runs: continue
         for r in runs: r['by'] = {row['name']: row for row in r['rows']}
-        rows = {n: {k: spread([100*r['by'][n][k] for r in runs if n in r['by']]) for k in ('top1', 'ece', 'motion', 'colour') if k in runs[0]['by'][n]} for n in runs[0]['by']}
+        rows = {n: {k: spread([100*r['by'][n][k] for r in runs]) for k in ('top1', 'ece', 'motion', 'colour') if k in runs[0]['by'][n]}
+                for n in runs[0]['by'] if all(n in r['by'] for r in runs)} # a row that only some trainings have cannot be compared
         noise = {row['sigma']: spread([100*n['top1'] for r in runs for n in r['noise'] if n['sigma'] == row['sigma']]) for row in runs[0]['noise']}
         pairs = [('rgb+hallucination', 'rgb+rgb'), ('rgb+hallucination', 'rgb-long'), ('rgb+hallucination', 'rgb+rgb-saturated'), ('rgb+hallucination', 'rgb+rgb-self'), ('rgb+depth', 'rgb+hallucination'), ('rgb+depth', 'rgb-long'), ('rgb+depth', 'depth')]
         diffs = {f'{a} - {b}': v for a, b in pairs if (v := differences(runs, a, b))}
