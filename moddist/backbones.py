@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .core import ClipTensor, ModelError
-from .models import Stream, Tap, fold, read_weights, unfold
+from .models import Stream, Tap, _fill, fold, read_weights, unfold
 
 # %% ../nbs/02a_backbones.ipynb #e92841ff
 @dataclass(frozen=True)
@@ -261,22 +261,17 @@ def rename_keys(
     return {name(k): v for k, v in state.items()}
 
 # %% ../nbs/02a_backbones.ipynb #e06166fa
-def _fill(stream:Stream, state:dict, source:str, head:bool):
+def _fill_stream(stream:Stream, state:dict, source:str, head:bool):
     "Fill a stream from a state dict in our names; all of it, or all but head and projector"
-    skip = ('num_batches_tracked', 'relative_position_index')
-    own = {k: v for k, v in stream.state_dict().items() if not k.endswith(skip) and (head or not k.startswith(('fc.', 'projector.')))}
-    wrong = [k for k in own if getattr(state.get(k), 'shape', None) != own[k].shape]
-    if wrong:
-        raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape for {stream.arch}, '
-                         f'the first is {wrong[0]}')
-    stream.load_state_dict({k: state[k] for k in own}, strict=False)
+    ends, starts = ('num_batches_tracked', 'relative_position_index'), () if head else ('fc.', 'projector.')
+    _fill(stream, state, lambda k: k.endswith(ends) or k.startswith(starts), source, stream.arch)
 
 def load_backbone(
     stream:VideoStream, # filled in place, its heads stay
     weights:str|Path, # torchvision's name, or a file in torchvision's or the official names
 ):
     "Fill everything but the heads; `ModelError` names the file and the first tensor that does not fit"
-    _fill(stream, rename_keys(read_weights(stream.arch, weights), stream.arch), str(weights), head=False)
+    _fill_stream(stream, rename_keys(read_weights(stream.arch, weights), stream.arch), str(weights), head=False)
 
 # %% ../nbs/02a_backbones.ipynb #e3eb42d9
 def load_official(
@@ -292,5 +287,5 @@ def load_official(
             raise ModelError(f'{path}: heads {", ".join(sorted({k.split(".")[1] for k in heads})) or "(none)"}, '
                              f'expected {", ".join(stream.heads)}')
         state[f'fc.{part}'] = torch.cat(rows)
-    _fill(stream, state, str(path), head=True)
+    _fill_stream(stream, state, str(path), head=True)
     return stream

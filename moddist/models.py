@@ -11,7 +11,7 @@ __all__ = ['TEMPORAL_INITS', 'CONNECTIONS', 'fold', 'unfold', 'temporal_kernel',
 
 # %% ../nbs/02_models.ipynb #616201cf
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -286,16 +286,19 @@ def read_weights(
                          'download the file elsewhere and give its path') from e
 
 # %% ../nbs/02_models.ipynb #6670d7b5
-def _load_backbone(model:nn.Module, state:dict, source:str|Path, expected:str):
-    "Fill everything but the logits layer and the temporal convolutions; `ModelError` names the source and the first wrong tensor"
-    own = {k: v.shape for k, v in model.state_dict().items() if not (k.startswith('fc.') or '.temporal.' in k
-                                                                     or k.endswith('num_batches_tracked'))}
+def _fill(model:nn.Module, state:dict, left:Callable[[str], bool], source:str|Path, expected:str):
+    "Fill all tensors whose names are not `left` as they are; `ModelError` names the source and the first wrong tensor, and then none is touched"
+    own = {k: v.shape for k, v in model.state_dict().items() if not left(k)}
     state = state if isinstance(state, dict) else {}
     wrong = [k for k in own if getattr(state.get(k), 'shape', None) != own[k]]
     if wrong:
         raise ModelError(f'{source}: {len(wrong)} of {len(own)} tensors are missing or of another shape, '
                          f'the first is {wrong[0]}; expected a state dict of {expected}')
     model.load_state_dict({k: state[k] for k in own}, strict=False)
+
+def _load_backbone(model:nn.Module, state:dict, source:str|Path, expected:str):
+    "Fill everything but the logits layer and the temporal convolutions"
+    _fill(model, state, lambda k: k.startswith('fc.') or '.temporal.' in k or k.endswith('num_batches_tracked'), source, expected)
 
 # %% ../nbs/02_models.ipynb #b1c77984
 class ResNetStream(Stream):
