@@ -92,8 +92,9 @@ class _Facts(NamedTuple):
     frames:int # really there
     height:int; width:int # px, upright
     turns:int # quarter turns, counter-clockwise, from the stored picture to the upright one
-    timed:bool # do the presentation times count the frames? decord seeks by them
+    timed:bool # do the presentation times count the frames? decord and torchcodec seek by them
     steady:bool # is the frame rate constant?
+    container:str # its names, as FFmpeg lists them
 
 @lru_cache(maxsize=200_000)
 def _probe_video(path, mtime):
@@ -113,9 +114,9 @@ def _probe_video(path, mtime):
         except DataError: raise
         except Exception as e: raise DataError(f'{path}: damaged after some frames ({type(e).__name__}), copy or record it again') from None
         _refuse_cut(path, stream.frames, n, hidden, corrupt, float(box.duration or 0)/1e6, end)
-        timed = not hidden and _counts_by_time(box.format.name, same, turns)
+        timed = not hidden and 'mpegts' not in box.format.name and ('avi' not in box.format.name or same)
         size = (stream.height, stream.width)[::-1 if (turns or 0) % 2 else 1]
-        return _Facts(n, *size, turns or 0, timed, _is_steady(times, stream.time_base))
+        return _Facts(n, *size, turns or 0, timed, _is_steady(times, stream.time_base), box.format.name)
 
 def _refuse_cut(path, declared, n, hidden, corrupt, length, end):
     "`DataError` where fewer frames or seconds are there than the header says"
@@ -126,10 +127,6 @@ def _refuse_cut(path, declared, n, hidden, corrupt, length, end):
     if not declared and length - end > max(.02*length, .15):
         raise DataError(f'{path}: truncated, {end:.1f} of {length:.1f} declared seconds are there; '
                         'copy it again or drop the clip')
-
-def _counts_by_time(container, in_order, turns):
-    "May decord be trusted with it? Not with AVI whose times are guessed, with transport streams, nor with a tag that it knows in MP4 alone"
-    return 'mpegts' not in container and ('avi' not in container or in_order) and (not turns or 'mp4' in container)
 
 def _is_steady(times, base):
     "Is every frame within a quarter of a second of where a constant rate would show it?"
@@ -163,9 +160,6 @@ def _read_av(path, index, facts):
 
 def _read_decord(path, index, facts):
     import decord
-    if not facts.timed:
-        raise DataError(f'{path}: its presentation times do not count its frames, '
-                        'and decord seeks to other frames than asked; read it with backend="av"')
     reader = decord.VideoReader(str(path), num_threads=1)
     if max(index) >= len(reader): raise DataError(f'{path}: frame {max(index)} asked, {len(reader)} can be decoded; the file is damaged')
     return reader.get_batch(list(index)).asnumpy()
@@ -174,6 +168,12 @@ def _read_torchcodec(path, index, facts):
     from torchcodec.decoders import VideoDecoder
     video = VideoDecoder(str(path), dimension_order='NHWC')
     return _upright(video.get_frames_at(list(index)).data.numpy(), 0 if hasattr(video.metadata, 'rotation') else facts.turns)
+
+def _distrust(backend, facts):
+    "Why a backend must not be asked for this video; None = it may"
+    if backend == 'av': return None
+    if not facts.timed: return f'its presentation times do not count its frames, and {backend} seeks to other frames than asked'
+    if backend == 'decord' and facts.turns and 'mp4' not in facts.container: return 'decord does not see the tag that turns its pictures'
 
 _BACKENDS = {'decord': _read_decord, 'torchcodec': _read_torchcodec, 'av': _read_av}
 
@@ -195,7 +195,8 @@ def read_video(
     index = range(n) if index is None else [int(i) for i in index]
     if len(index) == 0 or min(index) < 0 or max(index) >= n:
         raise DataError(f'{path}: frames {list(index)[:4]}... asked, expected indices in 0..{n-1}')
-    for name in [backend] if backend else dict.fromkeys([_default_backend(), 'av'] if facts.timed else ['av']):
+    if why := backend and _distrust(backend, facts): raise DataError(f'{path}: {why}; read it with backend="av"')
+    for name in [backend] if backend else [b for b in dict.fromkeys([_default_backend(), 'av']) if not _distrust(b, facts)]:
         try: return _BACKENDS[name](path, index, facts)
         except DataError: raise
         except Exception as e: reason = str(e).strip().splitlines()[-1][:80]
