@@ -52,7 +52,9 @@ def clip_index(
     **options, # of `index` or `split`, e.g. fold=0, or group='subject' for own clips
 )->pd.DataFrame: # with splits
     "The clip index of a data set under a protocol; `DataError` for an unknown name or option, `ProtocolError` for an unknown protocol"
-    if dataset not in CATALOGUE: raise DataError(f'data set {dataset!r}: expected one of {", ".join(CATALOGUE)}')
+    if dataset not in CATALOGUE:
+        own = f'; {dataset} is a path, and for clips of your own the name is own: moddist data index own {dataset}'
+        raise DataError(f'data set {dataset!r}: expected one of {", ".join(CATALOGUE)}{own if Path(dataset).exists() else ""}')
     e = CATALOGUE[dataset]
     root = str(root or getattr(settings(), dataset, '') or '')
     if not root: raise DataError(f'{dataset}: no folder given; pass root, or set {dataset} = ... in settings.ini')

@@ -66,7 +66,7 @@ def test_the_doctor_fails_on_errors_and_writes_what_is_good(folder, tmp_path, mo
 
 
 @pytest.mark.parametrize('args, words', (
-    (('doctor', 'nowhere.csv'), 'nowhere.csv'), (('index', 'kinetics', '.'), 'kinetics'), (('index', 'ntu', '.', '--protocol', 'cross-anything'), 'cross-anything'),
+    (('doctor', 'nowhere.csv'), 'nowhere.csv'), (('index', 'kinetics', '.'), 'kinetics'), (('index', '.'), 'data index own .'), (('index', 'ntu', '.', '--protocol', 'cross-anything'), 'cross-anything'),
     (('index', 'own', '.', '--option', 'group'), 'name=value'), (('index', 'uwa3d'), 'settings.ini'), (('make', 'flow'), 'of which clips'), (('verify', 'nowhere'), 'nowhere')))
 def test_bad_input_is_one_line(tmp_path, monkeypatch, args, words):
     monkeypatch.chdir(tmp_path)
