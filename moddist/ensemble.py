@@ -76,6 +76,7 @@ class Mixture:
     logits:Tensor # [n, B, K] of each stream, as they were summed: divided by the temperatures
     weights:Tensor # [n, H] the same for all clips, or [n, B, H]
 
+# %% ../nbs/03e_ensemble.ipynb #019512ef
 class Ensemble(Teacher):
     "Frozen streams whose logits are summed with weights of their own for each head (radevski2022 2.1, 2.2); `last` keeps the parts of the last batch"
     last:Mixture|None = None

@@ -118,6 +118,7 @@ def _probe_video(path, mtime):
         size = (stream.height, stream.width)[::-1 if (turns or 0) % 2 else 1]
         return _Facts(n, *size, turns or 0, timed, _is_steady(times, stream.time_base), box.format.name)
 
+# %% ../nbs/00b_files.ipynb #1eb75e11
 def _refuse_cut(path, declared, n, hidden, corrupt, length, end):
     "`DataError` where fewer frames or seconds are there than the header says"
     if n == 0: raise DataError(f'{path}: holds 0 frames, expected at least 1; drop the clip or record it again')
@@ -158,6 +159,7 @@ def _read_av(path, index, facts):
     if missing := wanted - found.keys(): raise DataError(f'{path}: frame {min(missing)} cannot be decoded; the file is damaged')
     return _upright(np.stack([found[i] for i in index]), facts.turns)
 
+# %% ../nbs/00b_files.ipynb #5d4c1b56
 def _read_decord(path, index, facts):
     import decord
     reader = decord.VideoReader(str(path), num_threads=1)

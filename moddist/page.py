@@ -77,6 +77,7 @@ class _Clips:
         out = [why] + [f'{n} left out: it {f"has no layer {layer!r}" if n not in have else f"works on another grid than {next(iter(fit))} at {layer!r}"}' for n in item if n not in fit]
         return fit, '; '.join(w for w in out if w)
 
+# %% ../nbs/04g_page.ipynb #ccc57c0f
 def _together(maps)->tuple[list[dict], list[str], list[str], str]:
     "Clips by student, names, layers they share, and what was left out"
     by = {str(k): [v] if isinstance(v, (FeatureMaps, str)) or not isinstance(v, Iterable) else list(v)

@@ -92,6 +92,10 @@ def test_notebook_is_presentable(path):
     assert not [o for o in outputs if o['output_type'] == 'error']
     starred = [c['source'] for c in nb['cells'] if c['cell_type'] == 'code' and re.search(r'#\s*\|\s*export', ''.join(c['source'])) and ' import *' in ''.join(c['source'])]
     assert not starred
+    links = {l for c in nb['cells'] if c['cell_type'] == 'markdown' for l in re.findall(r'\]\(([^)#]+)[^)]*\)', ''.join(c['source'])) if '://' not in l}
+    assert not [l for l in links if not (path.parent/l).exists()], 'a link that leads nowhere on a code host or in JupyterLab'
+    long = [c['id'] for c in nb['cells'] if c['cell_type'] == 'code' and re.search(r'^#\|\s*exporti?\b', ''.join(c['source']), re.M) and sum(bool(l.strip()) for l in c['source']) > 50]
+    assert not long, f'exported cells of more than 50 lines: {long}'
 
 
 def test_readme_is_the_index_notebook():

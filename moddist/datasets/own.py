@@ -308,6 +308,7 @@ def _table(file:Path)->pd.DataFrame:
     df.attrs['written here'] = 'clip_id' in quoted
     return df
 
+# %% ../../nbs/datasets/own.ipynb #54c3c860
 _COLUMNS = {'class': 'action', 'category': 'action', 'activity': 'action', 'id': 'clip_id', 'name': 'clip_id', 'person': 'subject'}
 _KNOWN = frozenset('clip_id label action split video start stop numbers'.split()) | set(_GROUPS.values()) | set(MODALITIES)
 
@@ -323,6 +324,7 @@ def _named(df:pd.DataFrame, file:Path)->pd.DataFrame:
         if c in df and to not in df: df = df.rename(columns={c: to})
     return df
 
+# %% ../../nbs/datasets/own.ipynb #0f97f081
 def is_index(
     path, # CSV file
 )->bool: # has it the columns clip_id and label, with class numbers, so that `read_index` reads it?
