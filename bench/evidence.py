@@ -4,7 +4,7 @@
     python bench/evidence.py --seeds 5 --data-seeds 103 --counter-example           # ten motions, no ball: where it is not expected to help
     python bench/evidence.py --seeds 5 --data-seeds 101 --cross-view                # two cameras train, the third tests
     python bench/evidence.py --seeds 5 --data-seeds 205 206 --pairs 11              # eleven more people whose RGB-D pairs have no labels
-    python bench/evidence.py --seeds 3 --data-seeds 203 204 --views                 # zoom, turn and tempo in training, for baselines and method alike
+    python bench/evidence.py --seeds 5 --data-seeds 203 204 --views                 # zoom, turn and tempo in training, for baselines and method alike
 
 Every run is resumable and lands in --runs; the summary (rows of every run, gates, paired differences) is written to bench/results/.
 """

@@ -89,6 +89,8 @@ def _fov(row, key, size):
     x0, y0, x1, y1 = (float(v) for v in str(row[f'{key}_fov']).split())
     return round(y0*size[0]), round(y1*size[0]), round(x0*size[1]), round(x1*size[1])
 
+def _part(row, key, size): "The same, or the whole picture where the index says nothing"; return _fov(row, key, size) or (0, size[0], 0, size[1])
+
 # %% ../nbs/00g_clips.ipynb #14825e99
 def _seen(frames, fov): return frames if fov is None else frames[:, fov[0]:fov[1], fov[2]:fov[3]]
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from .clips import _fov, clip_span, has_value, load_clip
+from .clips import _part, clip_span, has_value, load_clip
 from .core import OKABE_ITO, DataError, ModelError, atomic, progress, read_json, signal, write_json
 from .draws import draw, place_frames, window
 from .evaluate import predict as predict_loader
@@ -93,7 +93,7 @@ def _clip_size(df, key, resized, n=20):
 
 def _seen(size, fov):
     "Slices of the part of a picture that is read, and the size of it"
-    y0, y1, x0, x1 = _fov(dict(picture_fov=fov), 'picture', size) or (0, size[0], 0, size[1])
+    y0, y1, x0, x1 = _part(dict(picture_fov=fov), 'picture', size)
     return (slice(y0, y1), slice(x0, x1)), (y1 - y0, x1 - x0)
 
 # %% ../nbs/06_deploy.ipynb #a35afe76

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .clips import _fov
+from .clips import _part
 from .core import INK, DataError, Modality, Signal, atomic, progress as progress_bar, signal
 from .datasets.own import signals_of
 from .files import flow_components, frame_files, frame_rate, frame_shape, read_frames
@@ -386,7 +386,7 @@ def _check_proportions(df:pd.DataFrame, s:Signal, ref:Signal, facts:dict)->Itera
 def _shown(row, s, facts):
     "(height, width) of what is read of a picture, px; (0, 0) = unknown"
     size = facts.get((_path_of(row.get(s.key)), s.modality.key), _Facts()).size
-    y0, y1, x0, x1 = _fov(row, s.key, size) or (0, size[0], 0, size[1])
+    y0, y1, x0, x1 = _part(row, s.key, size)
     return y1 - y0, x1 - x0
 
 # %% ../nbs/01e_doctor.ipynb #6dc6b746
